@@ -1,0 +1,149 @@
+/* Vectors of one CPU level. The file that includes this defines exactly one of LEVEL_SCALAR, LEVEL_AVX2,
+ * LEVEL_AVX512; vf holds VW float32 lanes, and a block of 16 neurons takes VN = 16 / VW of them.
+ *
+ *   vf_madd(a, b, c)  a * b + c, where a * b is exact, so that fused and separate operations agree
+ *   vf_msub(a, b, c)  a * b - c, likewise;  vf_nmadd(a, b, c)  c - a * b, likewise
+ *   vf_half(h)        fp16 codes to float32
+ *   vf_round(v, code) v rounded to fp16 (nearest even, gradual underflow, overflow to infinity); its codes
+ *   vf_min, vf_max    return the second operand if one is not a number
+ *   vf_count(m)       number of lanes set in a mask
+ */
+#ifndef EPUR_SIMD_H
+#define EPUR_SIMD_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(LEVEL_SCALAR)
+
+typedef float vf;
+typedef int vm;
+#define VW 1
+#define LEVEL(name) name##_scalar
+#define TARGET
+
+static inline uint32_t bits_of(float v) {
+    uint32_t b;
+    memcpy(&b, &v, 4);
+    return b;
+}
+static inline float float_of(uint32_t b) {
+    float v;
+    memcpy(&v, &b, 4);
+    return v;
+}
+static inline float half_to_float(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+    if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    /* 2^112 moves fp16's exponents, subnormals included, to float32's */
+    return float_of(sign | bits_of(float_of(magnitude << 13) * 0x1p112f));
+}
+static inline uint16_t float_to_half(float v) {
+    const uint32_t b = bits_of(v), sign = b >> 16 & 0x8000u;
+    uint32_t magnitude = b & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and more */
+    if (magnitude < 0x38800000u) /* below 2^-14: one unit of 0.5's last place is 2^-24 */
+        return (uint16_t)(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u));
+    magnitude += 0xfffu + (magnitude >> 13 & 1u);
+    return (uint16_t)(sign | ((magnitude - 0x38000000u) >> 13));
+}
+
+#define vf_load(p) (*(p))
+#define vf_store(p, v) (*(p) = (v))
+#define vf_set(s) (s)
+#define vf_add(a, b) ((a) + (b))
+#define vf_sub(a, b) ((a) - (b))
+#define vf_mul(a, b) ((a) * (b))
+#define vf_div(a, b) ((a) / (b))
+#define vf_abs(a) fabsf(a)
+#define vf_neg(a) (-(a))
+#define vf_madd(a, b, c) ((a) * (b) + (c))
+#define vf_msub(a, b, c) ((a) * (b) - (c))
+#define vf_nmadd(a, b, c) ((c) - (a) * (b))
+static inline vf vf_min(vf a, vf b) { return a < b ? a : b; }
+static inline vf vf_max(vf a, vf b) { return a > b ? a : b; }
+#define vf_half(p) half_to_float(*(p))
+static inline vf vf_round(vf v, uint16_t *code) {
+    *code = float_to_half(v);
+    return half_to_float(*code);
+}
+#define vf_eq(a, b) ((a) == (b))
+#define vf_ne(a, b) ((a) != (b))
+#define vf_lt(a, b) ((a) < (b))
+#define vm_and(a, b) ((a) & (b))
+#define vf_count(m) (m)
+
+#elif defined(LEVEL_AVX2)
+
+#include <immintrin.h>
+typedef __m256 vf;
+typedef __m256 vm;
+#define VW 8
+#define LEVEL(name) name##_avx2
+#define vf_load(p) _mm256_loadu_ps(p)
+#define vf_store(p, v) _mm256_storeu_ps(p, v)
+#define vf_set(s) _mm256_set1_ps(s)
+#define vf_add(a, b) _mm256_add_ps(a, b)
+#define vf_sub(a, b) _mm256_sub_ps(a, b)
+#define vf_mul(a, b) _mm256_mul_ps(a, b)
+#define vf_div(a, b) _mm256_div_ps(a, b)
+#define vf_abs(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
+#define vf_neg(a) _mm256_xor_ps(_mm256_set1_ps(-0.0f), a)
+#define vf_madd(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define vf_msub(a, b, c) _mm256_fmsub_ps(a, b, c)
+#define vf_nmadd(a, b, c) _mm256_fnmadd_ps(a, b, c)
+#define vf_min(a, b) _mm256_min_ps(a, b)
+#define vf_max(a, b) _mm256_max_ps(a, b)
+#define vf_half(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+static inline vf vf_round(vf v, uint16_t *code) {
+    const __m128i h = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128((__m128i *)code, h);
+    return _mm256_cvtph_ps(h);
+}
+#define vf_eq(a, b) _mm256_cmp_ps(a, b, _CMP_EQ_OQ)
+#define vf_ne(a, b) _mm256_cmp_ps(a, b, _CMP_NEQ_UQ)
+#define vf_lt(a, b) _mm256_cmp_ps(a, b, _CMP_LT_OQ)
+#define vm_and(a, b) _mm256_and_ps(a, b)
+#define vf_count(m) __builtin_popcount((unsigned)_mm256_movemask_ps(m))
+
+#elif defined(LEVEL_AVX512)
+
+#include <immintrin.h>
+typedef __m512 vf;
+typedef __mmask16 vm;
+#define VW 16
+#define LEVEL(name) name##_avx512
+#define vf_load(p) _mm512_loadu_ps(p)
+#define vf_store(p, v) _mm512_storeu_ps(p, v)
+#define vf_set(s) _mm512_set1_ps(s)
+#define vf_add(a, b) _mm512_add_ps(a, b)
+#define vf_sub(a, b) _mm512_sub_ps(a, b)
+#define vf_mul(a, b) _mm512_mul_ps(a, b)
+#define vf_div(a, b) _mm512_div_ps(a, b)
+#define vf_abs(a) _mm512_abs_ps(a)
+#define vf_neg(a) \
+    _mm512_castsi512_ps(_mm512_xor_si512(_mm512_set1_epi32(INT32_MIN), _mm512_castps_si512(a)))
+#define vf_madd(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define vf_msub(a, b, c) _mm512_fmsub_ps(a, b, c)
+#define vf_nmadd(a, b, c) _mm512_fnmadd_ps(a, b, c)
+#define vf_min(a, b) _mm512_min_ps(a, b)
+#define vf_max(a, b) _mm512_max_ps(a, b)
+#define vf_half(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+static inline vf vf_round(vf v, uint16_t *code) {
+    const __m256i h = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256((__m256i *)code, h);
+    return _mm512_cvtph_ps(h);
+}
+#define vf_eq(a, b) _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
+#define vf_ne(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
+#define vf_lt(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
+#define vm_and(a, b) ((vm)((a) & (b)))
+#define vf_count(m) __builtin_popcount((unsigned)(m))
+
+#endif
+
+#define VN (16 / VW)
+
+#endif

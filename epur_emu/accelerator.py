@@ -1,0 +1,135 @@
+"""Sizes, widths, latencies and clock of an accelerator, each with its source."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from epur_emu.errors import AcceleratorError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """An accelerator of E-PUR's kind; units and sources stand in ``data/accelerators/*.toml``.
+
+    Raises
+    ------
+    AcceleratorError
+        A field is out of its range; the field is named.
+    """
+
+    name: str
+    dataflow: str
+    width: int
+    clock_hz: int
+    voltage_v: float
+    technology_nm: int
+    add_cycles: int
+    multiply_cycles: int
+    exp_cycles: int
+    divide_cycles: int
+    compare_cycles: int
+    link_cycles: int
+    quantise_cycles: int
+    lookup_cycles: int
+    weight_buffer_bytes: int
+    parameter_bank_bytes: int
+    input_buffer_bytes: int
+    row_buffer_bytes: int
+    intermediate_bytes: int
+    weight_buffer_banks: int
+    intermediate_banks: int
+    port_bits: int
+    dram_bandwidth: int
+    dram_burst_bytes: int
+    dram_bytes: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind = {"str": str, "int": int, "float": (int, float)}[str(field.type)]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise AcceleratorError(
+                    self.name, field.name, f"is {value!r}", f"give one {field.type}"
+                )
+            least = 0 if field.name.endswith(("_cycles", "_buffer_bytes", "_bank_bytes")) else 1
+            if field.type != "str" and field.type != "float" and value < least:
+                raise AcceleratorError(self.name, field.name, f"is {value}", f"give {least} or more")
+            if field.type == "int" and value >= 2**62:
+                raise AcceleratorError(self.name, field.name, f"is {value}", "give less than 2**62")
+        for name in ("width", "dram_burst_bytes"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise AcceleratorError(self.name, name, f"is {value}", "give a power of two")
+        if self.intermediate_bytes % (2 * self.dram_burst_bytes):
+            raise AcceleratorError(
+                self.name, "intermediate_bytes", f"is {self.intermediate_bytes}",
+                f"give a multiple of {2 * self.dram_burst_bytes}, for two halves of whole bursts",
+            )  # fmt: skip
+
+    @property
+    def dpu_latency(self) -> int:
+        """Cycles from a sub-vector's read to its sum: multiplier, adder tree, accumulator."""
+        levels = self.width.bit_length() - 1
+        return self.multiply_cycles + (levels + 1) * self.add_cycles
+
+    def channel_cycles(self, bursts: int) -> int:
+        """Cycles in which the DRAM channel moves `bursts` bursts at its peak bandwidth."""
+        return -(-bursts * self.dram_burst_bytes * self.clock_hz // self.dram_bandwidth)
+
+    def seconds(self, cycles: int) -> float:
+        """Time of so many cycles."""
+        return float(Fraction(cycles, self.clock_hz))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `from_dict` gives the same Accelerator back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any], source: str | Path = "accelerator") -> Accelerator:
+        """Inverse of `to_dict`; also takes fields of the form ``{value, unit, source, status}``."""
+        known = {field.name for field in fields(cls)}
+        values = {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in plain.items()}
+        for field, problem in ((known - set(values), "missing"), (set(values) - known, "unknown")):
+            if field:
+                raise AcceleratorError(source, ", ".join(sorted(field)), problem, "mend the fields")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, name: str | Path) -> Accelerator:
+        """A preset by name, or a TOML file by path.
+
+        Raises
+        ------
+        AcceleratorError
+            No preset and no file is called so, or the file is damaged.
+        """
+        text = str(name)
+        path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
+        try:
+            plain = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise AcceleratorError(
+                "accelerator", repr(text), "is neither a preset nor a readable file",
+                f"use one of {', '.join(presets())} or the path of a TOML file",
+            ) from error  # fmt: skip
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise AcceleratorError(text, "TOML", f"is damaged ({error})", "mend the file") from error
+        return cls.from_dict(plain, text)
+
+
+_PRESETS = resources.files("epur_emu") / "data" / "accelerators"
+
+
+def presets() -> list[str]:
+    """Names of the accelerators that come with the package."""
+    return sorted(p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml"))

@@ -1,0 +1,191 @@
+"""The LSTM as data: layers of gate weights, and a network of layers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from epur_emu.errors import NetworkError
+
+#: Order of the gates wherever four of them stand along one axis.
+GATES = ("i", "f", "g", "o")
+
+Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class LstmLayer:
+    """One direction of one LSTM layer.
+
+    Parameters
+    ----------
+    name : str
+        Unique within its network, e.g. ``encoder.0.backward``.
+    w_x : float16 or float32 array of shape (4, H, I)
+        Weights of the layer's input, gates in the order of `GATES`.
+    w_h : float16 or float32 array of shape (4, H, H)
+        Weights of the previous output.
+    bias : float16 or float32 array of shape (4, H)
+    peepholes : float16 or float32 array of shape (3, H), optional
+        Weights of the cell state in the gates i, f (previous state) and o (new state).
+    reverse : bool
+        Whether the layer reads its sequence from the last time step to the first.
+
+    Raises
+    ------
+    NetworkError
+        Shapes disagree, or a weight is not finite; the place is named.
+    """
+
+    name: str
+    w_x: Floats
+    w_h: Floats
+    bias: Floats
+    peepholes: Floats | None = None
+    reverse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.w_x.ndim != 3 or self.w_x.shape[0] != 4 or 0 in self.w_x.shape:
+            raise NetworkError(
+                self.name, "w_x", f"has shape {self.w_x.shape}", "give (4, cells, inputs), none 0"
+            )
+        cells = self.w_x.shape[1]
+        wanted = {"w_h": (4, cells, cells), "bias": (4, cells), "peepholes": (3, cells)}
+        for field, shape in wanted.items():
+            array = getattr(self, field)
+            if array is not None and array.shape != shape:
+                raise NetworkError(self.name, field, f"has shape {array.shape}", f"give {shape}")
+        for field in ("w_x", *wanted):
+            array = getattr(self, field)
+            if array is None:
+                continue
+            if array.dtype not in (np.float16, np.float32):
+                raise NetworkError(
+                    self.name, field, f"has dtype {array.dtype}", "give float16 or float32"
+                )
+            array.flags.writeable = False
+
+    def check_finite(self) -> None:
+        """Raise `NetworkError`, naming gate and index, if a weight is infinite or not a number."""
+        for field in ("w_x", "w_h", "bias", "peepholes"):
+            array = getattr(self, field)
+            if array is None or np.isfinite(array).all():
+                continue
+            gate, *index = (int(n) for n in np.argwhere(~np.isfinite(array))[0])
+            names = ("i", "f", "o") if field == "peepholes" else GATES
+            raise NetworkError(
+                self.name,
+                f"{field}, gate {names[gate]}, index {index}",
+                f"is {array[(gate, *index)]}",
+                "give finite weights, or switch the check off to let it propagate",
+            )
+
+    @property
+    def cells(self) -> int:
+        """H, the number of cells."""
+        return self.w_h.shape[2]
+
+    @property
+    def inputs(self) -> int:
+        """I, the width of the layer's input."""
+        return self.w_x.shape[2]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, biases and peepholes."""
+        arrays = (self.w_x, self.w_h, self.bias, self.peepholes)
+        return sum(a.size for a in arrays if a is not None)
+
+    @property
+    def shape(self) -> LayerShape:
+        """What a dataflow needs to know of the layer."""
+        return LayerShape(
+            self.name, self.inputs, self.cells, self.peepholes is not None, self.reverse
+        )
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Shape of one pass: all that timing, accesses and energy depend on, and no weights."""
+
+    name: str
+    inputs: int
+    cells: int
+    peepholes: bool = False
+    reverse: bool = False
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers in order of evaluation; each holds one pass, or two for a bidirectional layer.
+
+    Parameters
+    ----------
+    name : str
+    layers : tuple of tuple of LstmLayer
+        ``layers[n]`` are the passes of layer n, which read the same input and whose outputs are
+        concatenated, first pass first.
+
+    Raises
+    ------
+    NetworkError
+        A layer's input width is not the width of the output before it, or a name stands twice.
+    """
+
+    name: str
+    layers: tuple[tuple[LstmLayer, ...], ...]
+    #: Whether other computation (attention, say) stands between the layers, so that a layer's
+    #: input need not be the output before it.
+    host_between: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.layers or any(not 1 <= len(passes) <= 2 for passes in self.layers):
+            raise NetworkError(self.name, "layers", "are empty or of over two passes", "give 1 or 2")
+        names = [layer.name for layer in self.passes]
+        if len(set(names)) != len(names):
+            raise NetworkError(self.name, "layers", f"repeat a name: {names}", "name each once")
+        width = None
+        for passes in self.layers:
+            for layer in passes:
+                if layer.inputs != passes[0].inputs or not (
+                    self.host_between or width in (None, layer.inputs)
+                ):
+                    raise NetworkError(
+                        self.name, layer.name,
+                        f"reads {layer.inputs} inputs where {width or passes[0].inputs} are given",
+                        "make the widths agree",
+                    )  # fmt: skip
+            width = sum(layer.cells for layer in passes)
+
+    @property
+    def passes(self) -> tuple[LstmLayer, ...]:
+        """All passes in order."""
+        return tuple(layer for passes in self.layers for layer in passes)
+
+    @property
+    def shape(self) -> tuple[tuple[LayerShape, ...], ...]:
+        """Shapes of the layers' passes."""
+        return tuple(tuple(layer.shape for layer in passes) for passes in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, biases and peepholes."""
+        return sum(layer.parameters for layer in self.passes)
+
+    @property
+    def weight_hash(self) -> str:
+        """SHA-256 of all weights, 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for layer in self.passes:
+            digest.update(f"{layer.shape}".encode())
+            for array in (layer.w_x, layer.w_h, layer.bias, layer.peepholes):
+                if array is not None:
+                    digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+        return digest.hexdigest()[:16]
+
+    def renamed(self, name: str) -> Network:
+        """The same layers under another name."""
+        return replace(self, name=name)
