@@ -31,6 +31,7 @@ cdef extern from * nogil:
     #define epur_recurrent(level, ...) EPUR_CALL(level, recurrent, __VA_ARGS__)
     """
     int epur_best()
+    const double EPUR_SAFE_SUM
     void epur_dot(int, const uint16_t*, const float*, float*, const uint8_t*, ptrdiff_t, ptrdiff_t,
                   ptrdiff_t, int64_t*)
     void epur_mu(int, const float*, const float*, const float*, float*, float*, float, const uint16_t*,
@@ -40,7 +41,14 @@ cdef extern from * nogil:
                         ptrdiff_t, int, int, int64_t*)
 
 
+#: Levels that this CPU has, plainest first; their order is their number.
 LEVELS = ("scalar", "avx2", "avx512")[:epur_best() + 1]
+
+#: Bound of the sum of the magnitudes of a dot product's terms below which nothing can overflow.
+SAFE_SUM = EPUR_SAFE_SUM
+
+#: Most sub-vectors for which that bound holds.
+SAFE_SUBS = 1024
 
 
 def dot(int level, const uint16_t[:, :, ::1] w, const float[:, ::1] x, float[:, :, ::1] acc,
