@@ -1,5 +1,10 @@
-"""Builds the kernels. Each C file holds one CPU level; the level is chosen when the program runs."""
+"""Builds the kernels, and says what the package is and carries.
 
+Each C file of the kernels holds one CPU level; the level is chosen when the program runs.
+"""
+
+import os
+import re
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -7,20 +12,71 @@ from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 KERNELS = "epur_emu/_kernels"
+LEVELS = ("scalar", "avx2", "avx512")
+
+# -ffp-contract=off: a fused a * b + c would round once where the arithmetic rounds twice.
 FLAGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno"]
 
 extensions = [
     Extension(
         "epur_emu._kernels.lstm",
-        [f"{KERNELS}/lstm.pyx", *(f"{KERNELS}/lstm_fp16_{level}.c" for level in ("scalar", "avx2", "avx512"))],
+        [f"{KERNELS}/lstm.pyx", *(f"{KERNELS}/lstm_fp16_{level}.c" for level in LEVELS)],
         depends=[f"{KERNELS}/{name}" for name in ("simd.h", "lstm_fp16.h", "lstm_fp16_api.h")],
         include_dirs=[KERNELS],
-        extra_compile_args=FLAGS,
+        extra_compile_args=FLAGS + os.environ.get("EPUR_CFLAGS", "").split(),
+        extra_link_args=os.environ.get("EPUR_LDFLAGS", "").split(),
     )
-]  # fmt: skip
+]
 
-# The wheel carries the models and the golden traces inside the package; in the tree they are at the top level.
-carried = {"epur_emu._models": "models", "epur_emu._traces": "traces"}
-packages = find_packages(include=["epur_emu", "epur_emu.*"])
+version = re.search(r'__version__ = "(.+)"', (ROOT / "epur_emu/version.py").read_text())
+assert version, "epur_emu/version.py states no __version__"
 
-setup(ext_modules=cythonize(extensions))
+evaluate = ["sacrebleu>=2.3"]
+extras = {
+    "evaluate": evaluate,
+    "plot": ["matplotlib>=3.7"],
+    "train": ["torch>=2.1", "tokenizers>=0.15", *evaluate],
+    "bench": ["torch>=2.1"],
+    "test": ["pytest>=8", "hypothesis>=6.100", *evaluate],
+    "lint": ["ruff>=0.6", "mypy>=1.11", "cython-lint>=0.16"],
+}
+
+setup(
+    name="epur_emu",
+    version=version[1],
+    description="Quantitative emulator of E-PUR, an energy-efficient accelerator for LSTM networks",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    author="epur_emu authors",
+    python_requires=">=3.10",
+    install_requires=[
+        "numpy>=1.24",
+        "h5py>=3.8",
+        "tqdm>=4.64",
+        "click>=8.1",
+        "safetensors>=0.4",
+        "tomli>=2; python_version < '3.11'",
+    ],
+    extras_require=extras,
+    entry_points={"console_scripts": ["epur = epur_emu.cli:main"]},
+    # The wheel carries the networks and golden traces of the top level inside the package.
+    packages=[*find_packages(include=["epur_emu", "epur_emu.*"]), "epur_emu._models", "epur_emu._traces"],
+    package_dir={"epur_emu._models": "models", "epur_emu._traces": "traces"},
+    package_data={
+        "epur_emu": ["py.typed", "data/**/*.toml"],
+        "epur_emu._models": ["*.md", "*/*"],
+        "epur_emu._traces": ["*.md", "*.h5"],
+    },
+    exclude_package_data={"epur_emu._kernels": ["*.c"]},
+    ext_modules=cythonize(extensions),
+    zip_safe=False,
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Cython",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering",
+        "Topic :: System :: Emulators",
+    ],
+)

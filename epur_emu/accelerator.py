@@ -76,6 +76,12 @@ class Accelerator:
                 f"give a multiple of {2 * self.dram_burst_bytes}, for two halves of whole bursts",
             )  # fmt: skip
 
+        if self.dram_bandwidth > self.dram_burst_bytes * self.clock_hz:
+            raise AcceleratorError(
+                self.name, "dram_bandwidth", f"is {self.dram_bandwidth}, over one burst a cycle",
+                f"give at most {self.dram_burst_bytes * self.clock_hz}, or a longer burst",
+            )  # fmt: skip
+
     @property
     def dpu_latency(self) -> int:
         """Cycles from a sub-vector's read to its sum: multiplier, adder tree, accumulator."""

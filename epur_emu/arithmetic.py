@@ -86,16 +86,17 @@ ARITHMETICS = {
 
 
 def arithmetic(name: str) -> Arithmetic:
-    """The preset of this name.
+    """The preset of this name; ``NAME+FORMAT`` stores MWL's partial sums in another format.
 
     Raises
     ------
     FormatError
         There is none; the message lists them.
     """
-    try:
-        return ARITHMETICS[name]
-    except KeyError:
+    preset, plus, partial = name.partition("+")
+    if preset not in ARITHMETICS:
         raise FormatError(
             "arithmetic", repr(name), "is not known", f"use one of {', '.join(ARITHMETICS)}"
-        ) from None
+        )
+    found = ARITHMETICS[preset]
+    return found.with_partial(parse(partial)) if plus else found

@@ -60,7 +60,7 @@ class Engine:
     Raises
     ------
     NetworkError
-        A weight is not finite, or a pass has no alpha.
+        A weight is not finite.
     FormatError
         The arithmetic has no kernel, or the level can't run here.
     """
@@ -86,18 +86,10 @@ class Engine:
         if self.check_finite:
             for layer in self.network.passes:
                 layer.check_finite()
-        self._quantises = a.bit_exact and self.order == "epur-mwl" and isinstance(a.partial, LinearFormat)
-        for layer in self.network.passes if self._quantises else ():
-            alpha = (self.alpha or {}).get(layer.name, 0.0)
-            if not 0.0 < alpha < np.inf:
-                raise NetworkError(
-                    layer.name, "alpha", f"is {alpha}, MWL can't scale its partial sums",
-                    "calibrate the network on sample inputs, or keep partial sums (--partial fp16)",
-                )  # fmt: skip
 
     def _checked(self, layer: LstmLayer, values: npt.ArrayLike, what: str, axes: int) -> F32:
         array = np.asarray(values, np.float32)
-        width = layer.inputs if what == "input" else layer.cells
+        width = layer.inputs if what.startswith("input") else layer.cells
         if array.ndim != axes or array.shape[-1] != width:
             raise NetworkError(
                 layer.name, what, f"has shape {array.shape}",
@@ -130,7 +122,7 @@ class Engine:
         Raises
         ------
         NetworkError
-            A shape is wrong, or a value is not finite.
+            A shape is wrong, a value is not finite, or MWL's scale of a pass is not known.
         """
         out: list[F32] = []
         x = np.asarray(inputs)
@@ -151,15 +143,24 @@ class Engine:
     def _pass(self, p: LstmLayer, x: F32, h: F32 | None, c: F32 | None) -> F32:
         if not self.arithmetic.bit_exact:
             return self._float(p).sequence(x, h, c)
-        steps_of = alpha = None
+        largest = alpha = None
         if self.order == "epur-mwl":
-            partial = self.arithmetic.partial
-            steps_of = partial.max if isinstance(partial, LinearFormat) else 0
-            alpha = (self.alpha or {}).get(p.name)
+            largest = 0
+            if isinstance(self.arithmetic.partial, LinearFormat):
+                largest, alpha = self.arithmetic.partial.max, self._alpha(p)
         seen = self._seen[p.name]
-        out, _ = self._packed[p.name].sequence(self._level, x, h, c, alpha, steps_of, seen)
+        out, _ = self._packed[p.name].sequence(self._level, x, h, c, largest, alpha, seen)
         self._note(p)
         return out
+
+    def _alpha(self, p: LstmLayer) -> float:
+        alpha = (self.alpha or {}).get(p.name, 0.0)
+        if not 0.0 < alpha < np.inf:
+            raise NetworkError(
+                p.name, "alpha", f"is {alpha}, MWL can't scale its partial sums",
+                "calibrate the network on sample inputs, or keep them: arithmetic epur-fp16+fp16",
+            )  # fmt: skip
+        return alpha
 
     def step(self, layer: int, x: F32, h: F32, c: F32) -> tuple[F32, F32]:
         """One time step of one (unidirectional) layer for a batch of independent states.

@@ -150,17 +150,17 @@ class PackedPass:
 
     def sequence(
         self, level: int, inputs: npt.ArrayLike, h: npt.ArrayLike | None, c: npt.ArrayLike | None,
-        alpha: float | None, steps_of: int | None, seen: npt.NDArray[np.int64],
+        largest: int | None, alpha: float | None, seen: npt.NDArray[np.int64],
     ) -> tuple[F32, F32]:  # fmt: skip
         """All time steps; returns h (T, cells) and the last c (cells,).
 
         Parameters
         ----------
-        alpha : float, optional
-            With `steps_of`: the scale of quantised partial sums.
-        steps_of : int, optional
+        largest : int, optional
             None adds on in one accumulator (E-PUR); 0 keeps forward sums apart in fp16; else they
-            are quantised to codes up to this largest (MWL).
+            are quantised to codes up to this one (MWL).
+        alpha : float, optional
+            The sum that the largest code stands for.
         """
         x = _padded(inputs, self.w_x.shape[1])
         out = np.empty((len(x), self.width), np.float32)
@@ -171,13 +171,13 @@ class PackedPass:
         for start in reversed(starts) if self.reverse else starts:
             part = slice(start, start + BLOCK)
             sums, bound = self.forward(level, x[part], seen)
-            if steps_of is not None:
+            if largest is not None:
                 bound = np.zeros_like(bound)
-                if steps_of:
-                    sums = stored(sums, steps_of, alpha or 0.0)
+                if largest:
+                    sums = stored(sums, largest, alpha or 0.0)
             kernels.recurrent(
                 level, self.w_h, sums, self.bias, self.peepholes, state, cell, out[part], scratch, bound,
-                self.norm_h, self.clamp, table, self.reverse, steps_of is not None, seen,
+                self.norm_h, self.clamp, table, self.reverse, largest is not None, seen,
             )  # fmt: skip
         return canonical(out[:, : self.cells]), canonical(cell[: self.cells])
 

@@ -7,6 +7,7 @@ accumulator's format, and added to the finished recurrent sum.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from epur_emu.dataflow import mu
 from epur_emu.dataflow.layout import Builder, Given, Machine, cus, load_parameters, load_state
@@ -54,8 +55,7 @@ def run_pass(b: Builder, shape: LayerShape, given: Given, layer: int, direction:
     w_h = given.dram_weights + matrix_bytes(m, shape, shape.inputs)
     params = w_h + matrix_bytes(m, shape, cells)
     cell = nh * m.sx
-    bursts = load_parameters(b, shape, params, given.cycle)
-    begin = load_state(b, shape, given, bursts, 0, cell)
+    begin = given.cycle + m.channel(load_parameters(b, shape, params, given.cycle))
     source = given.source_address if given.source == "intermediate" else 0
     if given.source == "dram" and direction == 0:
         begin = _stage(b, shape, given, begin)
@@ -98,6 +98,7 @@ def run_pass(b: Builder, shape: LayerShape, given: Given, layer: int, direction:
     # Recurrent: time step by time step.
     t = mu.timeline(m.accelerator, shape.peepholes)
     begin += (cells + 1) * pace + latency + m.quantise
+    begin = load_state(b, shape, replace(given, cycle=begin), 0, 0, cell)
     period = cells * nh + latency + m.lookup + m.accelerator.add_cycles + t.z
 
     def per_step_access(

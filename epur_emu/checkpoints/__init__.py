@@ -1,0 +1,1 @@
+"""Importers: a file of weights to a `Network`; one module per format."""

@@ -1,0 +1,309 @@
+"""``energy(trace, table)``: closed form over streams and operations; nothing is expanded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import fsum
+
+import numpy as np
+
+from epur_emu.accelerator import Accelerator
+from epur_emu.arithmetic import Arithmetic
+from epur_emu.energy.report import Cost, PhaseCost, Report
+from epur_emu.energy.table import EnergyTable, Memory
+from epur_emu.errors import AcceleratorError, FormatError, TableError, TraceError
+from epur_emu.streams import LIMIT, OPS, UNITS, AccessStream, Component, Loop, Phase
+from epur_emu.trace import Accesses, Trace
+
+#: Kinds whose untouched banks are power-gated.
+GATED = ("weights", "intermediate")
+
+#: 1 mW over 1 s.
+PJ_PER_MW_SECOND = 1e9
+
+
+def energy(trace: Trace, table: EnergyTable) -> Report:
+    """What a trace costs.
+
+    An access of b bytes through a port of w bits costs ``ceil(8 b / w)`` accesses of the table. A
+    byte of DRAM traffic costs its bits and its share of one page's activation. Leakage runs for all
+    of the trace's cycles, but for the banks that the run never touches if the table gates them.
+
+    Parameters
+    ----------
+    trace : Trace
+        Its meta data hold the accelerator and the arithmetic (as their `to_dict`).
+    table : EnergyTable
+
+    Raises
+    ------
+    TableError
+        The table lacks a memory or an operation that the trace has.
+    TraceError
+        The trace lacks, or has damaged, the accelerator or the arithmetic.
+    """
+    accelerator, arithmetic = _made_by(trace)
+    places = [_place(component, accelerator, table) for component in trace.components]
+    by_name = {place.name: place for place in places}
+    units = {unit: _Unit() for unit in UNITS}
+    pricing = _Pricing(table, arithmetic, accelerator.width)
+    phases = []
+    for phase in trace.phases:
+        parts = [by_name[stream.component].stream(stream) for stream in phase.streams]
+        parts += [units[unit].add(n, pj) for unit, n, pj in pricing.phase(phase)]
+        phases.append(
+            PhaseCost(phase.layer, phase.kind, phase.first_cycle, phase.cycles, fsum(parts))
+        )
+    if len(events := trace.events):
+        parts = [place.events(events, index) for index, place in enumerate(places)]
+        first, last = int(events.cycle.min()), int(events.cycle.max())
+        phases.append(PhaseCost("", "events", first, last + 1 - first, fsum(parts)))
+
+    seconds = accelerator.seconds(trace.cycles)
+    costs = {place.name: place.cost(seconds) for place in places}
+    logic = table.logic
+    leakage = logic.leakage_mw[table.cell].value * PJ_PER_MW_SECOND * seconds
+    shares = {"dpu": logic.dpu_share.value, "mu": 1 - logic.dpu_share.value, "link": 0.0}
+    for name, unit in units.items():
+        costs[name] = Cost(fsum(unit.parts), leakage * shares[name], unit.count)
+    chip = [place for place in places if isinstance(place, _Chip)]
+    area = [memory.area_mm2.value for place in chip for _, memory in place.memories]
+    return Report(
+        table=f"{table.name}:{table.cell}",
+        seconds=seconds,
+        peak_mw=_peak_mw(chip, table, pricing, accelerator),
+        area_mm2=fsum([*area, logic.area_mm2.value]),
+        by_component=costs,
+        by_phase=tuple(phases),
+    )
+
+
+def _made_by(trace: Trace) -> tuple[Accelerator, Arithmetic]:
+    for name in ("accelerator", "arithmetic"):
+        if not isinstance(trace.meta.get(name), dict):
+            raise TraceError("trace", f"meta, {name}", "is missing", "make the trace anew")
+    try:
+        return (
+            Accelerator.from_dict(trace.meta["accelerator"]),
+            Arithmetic.from_dict(trace.meta["arithmetic"]),
+        )
+    except (AcceleratorError, FormatError) as error:
+        field = f"meta, {error.source} {error.field}"
+        raise TraceError("trace", field, error.problem, "make the trace anew") from error
+
+
+def _below(address: int, loops: Sequence[Loop], limit: int) -> int:
+    """How many addresses of a loop nest are less than `limit`."""
+    times, nest = 1, []
+    for count, stride, _ in loops:
+        if stride == 0:
+            times *= count
+            continue
+        address += min(0, (count - 1) * stride)
+        nest.append((abs(stride), count))
+    return times * _count(address, sorted(nest, reverse=True), limit)
+
+
+def _count(address: int, nest: list[tuple[int, int]], limit: int) -> int:
+    """`_below` for (stride, count), strides positive and falling."""
+    if not nest:
+        return int(address < limit)
+    (stride, count), inner = nest[0], nest[1:]
+    reach = sum(s * (n - 1) for s, n in inner)
+    # Turns wholly below, and the first turn wholly above; only those between need a look inside.
+    whole = min(count, max(0, -(-(limit - address - reach) // stride)))
+    above = min(count, max(0, -(-(limit - address) // stride)))
+    turn = 1
+    for _, n in inner:
+        turn *= n
+    return whole * turn + sum(
+        _count(address + d * stride, inner, limit) for d in range(whole, above)
+    )
+
+
+@dataclass
+class _Unit:
+    """Operations of the DPUs, of the MUs or of the links, so far."""
+
+    parts: list[float] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, count: int, pj: float) -> float:
+        self.parts.append(count * pj)
+        self.count += count
+        return count * pj
+
+
+@dataclass
+class _Chip:
+    """An on-chip component: memories from these addresses on, lowest first."""
+
+    name: str
+    memories: tuple[tuple[int, Memory], ...]
+    gate: bool
+    parts: list[float] = field(default_factory=list)
+    accesses: int = 0
+    touched: set[tuple[int, int]] = field(default_factory=set)
+
+    def _regions(self) -> list[tuple[int, int, int, Memory]]:
+        ends = [start for start, _ in self.memories[1:]] + [LIMIT + 1]
+        return [
+            (index, start, end, memory)
+            for index, ((start, memory), end) in enumerate(zip(self.memories, ends, strict=True))
+        ]
+
+    def stream(self, stream: AccessStream) -> float:
+        parts, done = [], 0
+        for index, start, end, memory in self._regions():
+            upto = stream.accesses
+            if stream.end_address > end:
+                upto = _below(stream.address, stream.loops, end)
+            if upto > done:
+                parts.append(self._access(memory, stream.op, stream.bytes, upto - done))
+                low, high = max(stream.lowest_address, start), min(stream.end_address, end)
+                self._touch(index, memory, low - start, high - start)
+            done = upto
+        return fsum(parts)
+
+    def events(self, events: Accesses, component: int) -> float:
+        parts = []
+        for index, start, end, memory in self._regions():
+            own = events.component == component
+            own &= (events.address >= start) & (events.address < end)
+            rows = np.stack([events.op[own], events.bytes[own]], axis=1)
+            for (op, size), n in zip(*np.unique(rows, axis=0, return_counts=True), strict=True):
+                parts.append(self._access(memory, OPS[op], int(size), int(n)))
+            bank = memory.capacity_bytes // memory.banks or 1
+            first = (events.address[own] - start) // bank
+            last = (events.address[own] + events.bytes[own] - 1 - start) // bank
+            for low, high in np.unique(np.stack([first, last], axis=1), axis=0):
+                self._touch(index, memory, int(low) * bank, int(high) * bank + 1)
+        return fsum(parts)
+
+    def _access(self, memory: Memory, op: str, size: int, count: int) -> float:
+        count *= -(-8 * size // memory.width_bits)
+        pj = count * (memory.read_pj if op == "read" else memory.write_pj).value
+        self.accesses += count
+        self.parts.append(pj)
+        return pj
+
+    def _touch(self, index: int, memory: Memory, low: int, high: int) -> None:
+        """Banks are taken as equal contiguous ranges of addresses."""
+        bank = memory.capacity_bytes // memory.banks or 1
+        last = min((high - 1) // bank, memory.banks - 1)
+        self.touched.update((index, number) for number in range(low // bank, last + 1))
+
+    def cost(self, seconds: float) -> Cost:
+        powers = []
+        for index, (_, memory) in enumerate(self.memories):
+            used = memory.banks
+            if self.gate and memory.kind in GATED:
+                used = sum(number == index for number, _ in self.touched)
+            powers.append(memory.leakage_mw.value * used / memory.banks)
+        static = fsum(powers) * PJ_PER_MW_SECOND * seconds
+        return Cost(fsum(self.parts), static, self.accesses)
+
+
+@dataclass
+class _Dram:
+    """The DRAM: energy by the byte, background power by time."""
+
+    name: str
+    table: EnergyTable
+    bandwidth: int
+    parts: list[float] = field(default_factory=list)
+    accesses: int = 0
+    bytes: int = 0
+
+    def stream(self, stream: AccessStream) -> float:
+        return self._access(stream.op, stream.accesses, stream.total_bytes)
+
+    def events(self, events: Accesses, component: int) -> float:
+        parts = []
+        for code, op in enumerate(OPS):
+            own = (events.component == component) & (events.op == code)
+            parts.append(self._access(op, int(own.sum()), int(events.bytes[own].sum())))
+        return fsum(parts)
+
+    def _access(self, op: str, count: int, size: int) -> float:
+        pj = size * self.table.dram.pj_per_byte(op)
+        self.accesses += count
+        self.bytes += size
+        self.parts.append(pj)
+        return pj
+
+    def cost(self, seconds: float) -> Cost:
+        dram = self.table.dram
+        awake = seconds
+        if self.table.dram_idle == "self-refresh":
+            awake = min(seconds, self.bytes / self.bandwidth)
+        energy = dram.standby_mw.value * awake + dram.self_refresh_mw.value * (seconds - awake)
+        static = dram.channels.value * energy * PJ_PER_MW_SECOND
+        return Cost(fsum(self.parts), static, self.accesses)
+
+
+def _place(component: Component, accelerator: Accelerator, table: EnergyTable) -> _Chip | _Dram:
+    kind = component.name.rpartition(".")[2]
+    width, banks = component.width_bits, component.banks
+    if kind == "dram":
+        return _Dram(component.name, table, accelerator.dram_bandwidth)
+    if kind not in ("weights", "inputs", "row", "intermediate") or component.capacity is None:
+        raise TableError(
+            table.name, f"component {component.name!r}", "is no memory that a table can hold",
+            "name it cu.q.weights, cu.q.inputs, cu.q.row, intermediate or dram, with a capacity",
+        )  # fmt: skip
+    own = component.capacity
+    if kind == "weights":
+        # The parameter bank begins where the weight buffer ends.
+        own = min(own, accelerator.weight_buffer_bytes)
+    memories = [(0, table.memory(kind, own, width, banks))]
+    if rest := component.capacity - own:
+        memories.append((own, table.memory("parameters", rest, width, 1)))
+    return _Chip(component.name, tuple(memories), table.gate_banks)
+
+
+@dataclass(frozen=True)
+class _Pricing:
+    """Prices of operations: the table's, in the formats of the arithmetic's places."""
+
+    table: EnergyTable
+    arithmetic: Arithmetic
+    width: int
+
+    def pj(self, name: str, place: str) -> float:
+        return self.table.operation_pj(name, str(getattr(self.arithmetic, place)))
+
+    def phase(self, phase: Phase) -> list[tuple[str, int, float]]:
+        """(unit, count, pJ each) of each operation; a DPU's additions at their mean price."""
+        products = sum(
+            n for name, unit, n in phase.operations if (name, unit) == ("multiply", "dpu")
+        )
+        sums = sum(n for name, unit, n in phase.operations if (name, unit) == ("add", "dpu"))
+        # W products make W - 1 sums in the tree; what is over is the accumulator's.
+        tree = min(1.0, products * (self.width - 1) / self.width / sums) if sums else 0.0
+        out = []
+        for name, unit, count in phase.operations:
+            if (name, unit) == ("add", "dpu"):
+                pj = tree * self.pj(name, "tree") + (1 - tree) * self.pj(name, "accumulator")
+            else:
+                pj = self.pj(name, "product" if unit == "dpu" else "mu")
+            out.append((unit, count, pj))
+        return out
+
+
+def _peak_mw(
+    chip: list[_Chip], table: EnergyTable, pricing: _Pricing, accelerator: Accelerator
+) -> float:
+    """See `Report.peak_mw`."""
+    units = sum(place.name.endswith(".weights") for place in chip)
+    width = accelerator.width
+    dpu = width * pricing.pj("multiply", "product") + (width - 1) * pricing.pj("add", "tree")
+    dpu += pricing.pj("add", "accumulator")
+    mu = fsum(pricing.pj(n, "mu") for n in ("multiply", "add", "exp", "divide", "compare", "link"))
+    cycle, leakage = [units * (dpu + mu)], [table.logic.leakage_mw[table.cell].value]
+    for place in chip:
+        for _, memory in place.memories:
+            cycle.append(max(memory.read_pj.value, memory.write_pj.value))
+            leakage.append(memory.leakage_mw.value)
+    return fsum(cycle) * 1e-9 * accelerator.clock_hz + fsum(leakage)

@@ -1,0 +1,478 @@
+"""Traces to and from HDF5, as ``traces/FORMAT.md`` says."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from epur_emu.errors import TraceError
+from epur_emu.streams import (
+    KINDS,
+    LIMIT,
+    MAX_LOOPS,
+    MAX_NAME,
+    OPS,
+    UNITS,
+    AccessStream,
+    Component,
+    Phase,
+)
+from epur_emu.trace.accesses import Accesses
+
+#: Format version that is written; any minor version of this major one is read.
+VERSION = (1, 0)
+
+#: Bytes of the HDF5 user block, which holds the seal.
+SEAL_BYTES = 512
+
+#: Rows of an HDF5 chunk; within one, an event's cycle and address are differences.
+BLOCK = 1 << 16
+
+#: (accesses, bytes) by (phase index, component, op); phase -1 stands for events.
+Totals = dict[tuple[int, str, str], tuple[int, int]]
+
+_TEXT = np.dtype(f"S{MAX_NAME}")
+_TABLES: dict[str, np.dtype[Any]] = {
+    "components": np.dtype(
+        [("name", _TEXT), ("capacity", "<i8"), ("width_bits", "<i8"), ("banks", "<i8")]
+    ),
+    "names": _TEXT,
+    "phases": np.dtype(
+        [("layer", "<i4"), ("kind", "u1"), ("first_cycle", "<i8"), ("cycles", "<i8")]
+    ),
+    "streams": np.dtype(
+        [
+            ("phase", "<i4"), ("component", "<i4"), ("op", "u1"),
+            ("bytes", "<i8"), ("address", "<i8"), ("cycle", "<i8"),
+            ("count", "<i8", (MAX_LOOPS,)), ("address_stride", "<i8", (MAX_LOOPS,)),
+            ("cycle_stride", "<i8", (MAX_LOOPS,)),
+        ]
+    ),
+    "ops": np.dtype([("phase", "<i4"), ("name", "<i4"), ("unit", "u1"), ("count", "<i8")]),
+    "totals": np.dtype(
+        [
+            ("phase", "<i4"), ("component", "<i4"), ("op", "u1"),
+            ("accesses", "<i8"), ("bytes", "<i8"),
+        ]
+    ),
+}  # fmt: skip
+_EVENTS: dict[str, np.dtype[Any]] = {
+    "cycle": np.dtype("<i8"),
+    "address": np.dtype("<i8"),
+    "op": np.dtype("u1"),
+    "bytes": np.dtype("<i8"),
+}
+#: Most rows that a reader accepts: damage must not make it allocate without bound.
+_MOST = {
+    "meta": 1 << 24, "components": 1 << 12, "names": 1 << 16, "phases": 1 << 22,
+    "streams": 1 << 22, "ops": 1 << 24, "totals": 1 << 24, "events": 1 << 28,
+}  # fmt: skip
+#: Deflate shrinks by at most 1032 to 1; a dataset that declares more is damaged.
+_MOST_RATIO = 1100
+_MOST_CHUNK = 1 << 26
+_REMEDY = "make the trace anew"
+
+
+class Content(NamedTuple):
+    """All that a file holds."""
+
+    phases: tuple[Phase, ...]
+    components: tuple[Component, ...]
+    cycles: int
+    meta: dict[str, Any]
+    events: Accesses
+    complete: bool
+    totals: Totals
+
+
+def meta_bytes(meta: dict[str, Any]) -> bytes:
+    """`meta` as canonical JSON.
+
+    Raises
+    ------
+    TraceError
+        It is not a dict of plain finite values, or is over 16 MiB.
+    """
+    try:
+        text = json.dumps(meta, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TraceError(
+            "trace", "meta", f"is no JSON ({error})", "give plain finite values"
+        ) from None
+    if not isinstance(meta, dict) or len(text) > _MOST["meta"]:
+        raise TraceError("trace", "meta", "is no dict or over 16 MiB", "give a small dict")
+    return text
+
+
+# Writing
+
+
+def save(path: str | os.PathLike[str], content: Content) -> None:
+    """Write `content` to `path`, or leave whatever is there untouched.
+
+    The HDF5 image is made in memory: HDF5 itself does not survive a full disk.
+
+    Raises
+    ------
+    TraceError
+        The file cannot be written; no temporary file is left.
+    """
+    body = _image(content)
+    major, minor = VERSION
+    seal = (
+        f"epur-trace {major}.{minor}\nbytes {len(body) - SEAL_BYTES}\n"
+        f"sha256 {hashlib.sha256(body[SEAL_BYTES:]).hexdigest()}\n"
+    )
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(seal.encode().ljust(SEAL_BYTES, b"\0"))
+            file.write(body[SEAL_BYTES:])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TraceError(
+            path, "", f"cannot be written ({reason})", "choose another place or free space"
+        ) from error
+    finally:
+        with suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+
+
+def _image(content: Content) -> memoryview:
+    """The file, its user block still empty."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", userblock_size=SEAL_BYTES) as file:
+        file.attrs["version"] = np.array(VERSION, "<i4")
+        file.attrs["complete"] = np.uint8(content.complete)
+        file.attrs["cycles"] = np.int64(content.cycles)
+        _put(file, "meta", np.frombuffer(meta_bytes(content.meta), np.uint8))
+        for name, rows in _tables(content).items():
+            _put(file, name, rows)
+        events = file.create_group("events")
+        for index, component in enumerate(content.components):
+            own = content.events[content.events.component == index]
+            if len(own):
+                group = events.create_group(component.name)
+                _put(group, "cycle", _differences(own.cycle))
+                _put(group, "address", _differences(own.address))
+                _put(group, "op", own.op)
+                _put(group, "bytes", own.bytes)
+    return buffer.getbuffer()
+
+
+def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
+    if len(rows) > _MOST.get(name, _MOST["events"]):
+        raise TraceError("trace", name, f"has {len(rows)} rows", "split the trace")
+    chunk = (min(max(len(rows), 1), BLOCK),)
+    group.create_dataset(
+        name, data=rows, chunks=chunk, maxshape=(None,), shuffle=True, compression="gzip",
+        compression_opts=4, fletcher32=True,
+    )  # fmt: skip
+
+
+def _differences(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Differences to the row before; the first of each block stays as it is."""
+    steps = np.diff(values, prepend=0)
+    steps[::BLOCK] = values[::BLOCK]
+    return steps
+
+
+def _sums(steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Inverse of `_differences`."""
+    values = np.empty_like(steps)
+    for start in range(0, len(steps), BLOCK):
+        np.cumsum(steps[start : start + BLOCK], out=values[start : start + BLOCK])
+    return values
+
+
+def _tables(content: Content) -> dict[str, npt.NDArray[Any]]:
+    place = {c.name: index for index, c in enumerate(content.components)}
+    phases = content.phases
+    used = dict.fromkeys(p.layer for p in phases)
+    used.update(dict.fromkeys(name for p in phases for name, _, _ in p.operations))
+    name_of = {name: index for index, name in enumerate(used)}
+    rows: dict[str, list[tuple[Any, ...]]] = {
+        "components": [
+            (c.name.encode(), -1 if c.capacity is None else c.capacity, c.width_bits, c.banks)
+            for c in content.components
+        ],
+        "phases": [
+            (name_of[p.layer], KINDS.index(p.kind), p.first_cycle, p.cycles) for p in phases
+        ],
+        "streams": [
+            (
+                index, place[s.component], OPS.index(s.op), s.bytes, s.address, s.cycle,
+                *zip(*s.loops, *[(1, 0, 0)] * (MAX_LOOPS - len(s.loops)), strict=True),
+            )
+            for index, p in enumerate(phases)
+            for s in p.streams
+        ],
+        "ops": [
+            (index, name_of[name], UNITS.index(unit), count)
+            for index, p in enumerate(phases)
+            for name, unit, count in p.operations
+        ],
+        "totals": [
+            (phase, place[component], OPS.index(op), *sums)
+            for (phase, component, op), sums in content.totals.items()
+        ],
+    }  # fmt: skip
+    tables = {name: np.array(table, _TABLES[name]) for name, table in rows.items()}
+    tables["names"] = np.array([name.encode() for name in name_of], _TEXT)
+    return tables
+
+
+# Reading
+
+
+def read(path: str | os.PathLike[str]) -> Content:
+    """All that the file holds, checked.
+
+    Raises
+    ------
+    TraceError
+        The file is not there, not whole, or not as ``traces/FORMAT.md`` says.
+    """
+    _check_seal(path)
+    try:
+        with h5py.File(path, "r") as file:
+            return _content(str(path), file)
+    except TraceError:
+        raise
+    # HDF5 answers damage with many kinds of exception.
+    except Exception as error:
+        raise TraceError(path, "HDF5", f"is damaged ({error!s:.200})", _REMEDY) from error
+
+
+def _check_seal(path: str | os.PathLike[str]) -> None:
+    """Compare version, length and SHA-256 before HDF5, which trusts its input, sees the file."""
+    try:
+        # Asked of the path, as opening a pipe would wait for a writer.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise TraceError(path, "", "is not a file", "give the path of a trace")
+        with open(path, "rb") as file:
+            seal = file.read(SEAL_BYTES)
+            _compare(path, seal, file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TraceError(
+            path, "", f"cannot be read ({reason})", "give the path of a trace"
+        ) from error
+
+
+def _compare(path: str | os.PathLike[str], seal: bytes, file: IO[bytes]) -> None:
+    version = re.match(rb"epur-trace (\d{1,4})\.(\d{1,4})\n", seal)
+    if not version:
+        raise TraceError(path, "first line", "is not that of a trace", "give a trace of epur_emu")
+    if int(version[1]) != VERSION[0]:
+        raise TraceError(
+            path, "version", f"is {int(version[1])}.{int(version[2])}, this reads {VERSION[0]}.x",
+            "read it with the epur_emu that made it, or make it anew",
+        )  # fmt: skip
+    found = re.fullmatch(rb"bytes (\d{1,19})\nsha256 ([0-9a-f]{64})\n\0*", seal[version.end() :])
+    if not found or len(seal) != SEAL_BYTES:
+        raise TraceError(path, "seal", "is damaged", _REMEDY)
+    size = os.fstat(file.fileno()).st_size - SEAL_BYTES
+    if size != int(found[1]):
+        raise TraceError(
+            path, "length", f"is {size} bytes behind the seal, not {int(found[1])}", _REMEDY
+        )
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    if digest.hexdigest() != found[2].decode():
+        raise TraceError(path, "SHA-256", "is not that of the seal", _REMEDY)
+
+
+def _content(path: str, file: h5py.File) -> Content:
+    major = _attribute(path, file, "version", np.dtype("<i4"), (2,))[0]
+    if major != VERSION[0]:
+        raise TraceError(path, "version", f"is {major} inside, {VERSION[0]} in the seal", _REMEDY)
+    complete = int(_attribute(path, file, "complete", np.dtype("u1"), ()))
+    cycles = int(_attribute(path, file, "cycles", np.dtype("<i8"), ()))
+    if complete > 1 or not 0 <= cycles <= LIMIT:
+        raise TraceError(path, "complete, cycles", f"are {complete}, {cycles}", _REMEDY)
+    meta = json.loads(_table(path, file, "meta", np.dtype("u1")).tobytes())
+    if not isinstance(meta, dict):
+        raise TraceError(path, "meta", "is no JSON object", _REMEDY)
+    tables = {name: _table(path, file, name, dtype) for name, dtype in _TABLES.items()}
+    for table, field, names in (
+        ("phases", "layer", "names"), ("ops", "name", "names"), ("ops", "phase", "phases"),
+        ("streams", "phase", "phases"), ("streams", "component", "components"),
+        ("totals", "component", "components"),
+    ):  # fmt: skip
+        _check_index(path, table, field, tables[table][field], len(tables[names]))
+    for table, field, codes in (
+        ("phases", "kind", KINDS), ("streams", "op", OPS),
+        ("ops", "unit", UNITS), ("totals", "op", OPS),
+    ):  # fmt: skip
+        _check_index(path, table, field, tables[table][field], len(codes))
+    components = tuple(
+        _made(
+            path, "components", row, Component, _decoded(name), None if size == -1 else size, *rest
+        )
+        for row, (name, size, *rest) in enumerate(tables["components"].tolist())
+    )
+    texts = [_decoded(name) for name in tables["names"].tolist()]
+    phases = _phases(path, tables, texts, [c.name for c in components])
+    totals = {
+        (phase, components[component].name, OPS[op]): (accesses, size)
+        for phase, component, op, accesses, size in tables["totals"].tolist()
+    }
+    if len(totals) != len(tables["totals"]):
+        raise TraceError(path, "totals", "repeat a row", _REMEDY)
+    events = _events(path, file, components)
+    return Content(phases, components, cycles, meta, events, bool(complete), totals)
+
+
+def _check_index(path: str, table: str, field: str, column: npt.NDArray[Any], limit: int) -> None:
+    if column.size and not 0 <= int(column.min()) <= int(column.max()) < limit:
+        row = int(np.argmax((column < 0) | (column >= limit)))
+        raise TraceError(
+            path,
+            f"{table}, row {row}, {field}",
+            f"is {column[row]} where {limit} are known",
+            _REMEDY,
+        )
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+def _made(path: str, table: str, row: int, make: Any, *values: Any) -> Any:
+    """``make(*values)``, whose error is told with file, table and row."""
+    try:
+        return make(*values)
+    except TraceError as error:
+        raise TraceError(
+            path, f"{table}, row {row}, {error.field}", error.problem, _REMEDY
+        ) from error
+
+
+def _phases(
+    path: str, tables: dict[str, npt.NDArray[Any]], names: Sequence[str], components: Sequence[str]
+) -> tuple[Phase, ...]:
+    rows = tables["phases"].tolist()
+    streams: list[list[AccessStream]] = [[] for _ in rows]
+    operations: list[list[tuple[str, str, int]]] = [[] for _ in rows]
+    for index, row in enumerate(_rows(tables["streams"])):
+        phase, component, op, size, address, cycle, counts, by, wait = row
+        loops = tuple(zip(counts, by, wait, strict=True))
+        stream = _made(
+            path, "streams", index, AccessStream, components[component], OPS[op], size, address,
+            cycle, loops,
+        )  # fmt: skip
+        kept = stream.loops + ((1, 0, 0),) * (MAX_LOOPS - len(stream.loops))
+        if kept != loops:
+            raise TraceError(path, f"streams, row {index}", "is not in canonical form", _REMEDY)
+        streams[phase].append(stream)
+    for phase, name, unit, count in tables["ops"].tolist():
+        operations[phase].append((names[name], UNITS[unit], count))
+    phases = []
+    for index, (layer, kind, first, cycles) in enumerate(rows):
+        made: Phase = _made(
+            path, "phases", index, Phase, names[layer], KINDS[kind], tuple(streams[index]),
+            tuple(operations[index]),
+        )  # fmt: skip
+        if (first, cycles) != (made.first_cycle, made.cycles):
+            raise TraceError(
+                path, f"phases, row {index}", f"has cycles {first} + {cycles}, its streams "
+                f"{made.first_cycle} + {made.cycles}", _REMEDY,
+            )  # fmt: skip
+        phases.append(made)
+    return tuple(phases)
+
+
+def _rows(table: npt.NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+    """Rows as plain Python values; sub-arrays as lists."""
+    return zip(*(table[field].tolist() for field in table.dtype.names or ()), strict=True)
+
+
+def _events(path: str, file: h5py.File, components: Sequence[Component]) -> Accesses:
+    group = _member(path, file, "events", h5py.Group)
+    if len(group) > len(components):
+        raise TraceError(path, "events", f"are of {len(group)} components", _REMEDY)
+    known = {c.name: index for index, c in enumerate(components)}
+    parts = []
+    for name in group:
+        if name not in known:
+            raise TraceError(path, f"events of {name!s:.80}", "are of no known component", _REMEDY)
+        own = _member(path, group, name, h5py.Group)
+        columns = {field: _table(path, own, field, dtype) for field, dtype in _EVENTS.items()}
+        if len({len(column) for column in columns.values()}) != 1:
+            raise TraceError(path, f"events of {name}", "have columns of several lengths", _REMEDY)
+        cycle, address = _sums(columns["cycle"]), _sums(columns["address"])
+        component = np.full(len(cycle), known[name], np.int32)
+        parts.append(Accesses(cycle, component, columns["op"], address, columns["bytes"]))
+        parts[-1].check(path, len(components))
+    return Accesses.join(parts).ordered()
+
+
+def _member(path: str, group: h5py.Group, name: str, kind: type[Any]) -> Any:
+    """The dataset or group of this name, if a hard link leads to it."""
+    link = group.get(name, getlink=True)
+    if link is None:
+        raise TraceError(path, name, "is missing", _REMEDY)
+    if not isinstance(link, h5py.HardLink):
+        raise TraceError(path, name, "is a link to elsewhere", _REMEDY)
+    if group.get(name, getclass=True) is not kind:
+        raise TraceError(path, name, f"is no {kind.__name__.lower()}", _REMEDY)
+    return group[name]
+
+
+def _attribute(
+    path: str, file: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    if name not in file.attrs:
+        raise TraceError(path, f"attribute {name}", "is missing", _REMEDY)
+    found = file.attrs.get_id(name)
+    if found.dtype != dtype or found.shape != shape:
+        raise TraceError(
+            path, f"attribute {name}", f"is {found.dtype} of shape {found.shape}", _REMEDY
+        )
+    return np.asarray(file.attrs[name])
+
+
+def _table(path: str, group: h5py.Group, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """All rows of a one-dimensional dataset, read only once its declared size is known sane."""
+    found = _member(path, group, name, h5py.Dataset)
+    where = f"{group.name.strip('/')}/{name}".strip("/")
+    if found.dtype != dtype or len(found.shape or ()) != 1:
+        raise TraceError(path, where, f"is {found.dtype} of shape {found.shape}", _REMEDY)
+    if found.is_virtual or found.external or not found.chunks:
+        raise TraceError(path, where, "does not lie in chunks of this file", _REMEDY)
+    filters = found.id.get_create_plist()
+    kinds = [filters.get_filter(n)[0] for n in range(filters.get_nfilters())]
+    if not set(kinds) <= {
+        h5py.h5z.FILTER_SHUFFLE,
+        h5py.h5z.FILTER_DEFLATE,
+        h5py.h5z.FILTER_FLETCHER32,
+    }:
+        raise TraceError(path, where, "has an unknown filter", _REMEDY)
+    rows = found.shape[0]
+    stored = found.id.get_storage_size()
+    if (
+        rows > _MOST.get(name, _MOST["events"])
+        or found.chunks[0] * dtype.itemsize > _MOST_CHUNK
+        or rows * dtype.itemsize > _MOST_RATIO * stored
+    ):
+        raise TraceError(path, where, f"declares {rows} rows in {stored} bytes", _REMEDY)
+    return np.asarray(found[...])

@@ -1,0 +1,352 @@
+"""The trace of a run: phases of access streams, single events, and what made them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from epur_emu.errors import TraceError
+from epur_emu.streams import LIMIT, OPS, AccessStream, Component, Phase, check_integer
+from epur_emu.trace import hdf5
+from epur_emu.trace.accesses import Accesses
+from epur_emu.trace.expansion import expand
+from epur_emu.trace.hdf5 import Content, Totals
+
+
+class Trace:
+    """Every access of a run, in closed form.
+
+    Parameters
+    ----------
+    phases : sequence of Phase
+    components : sequence of Component
+        Memories that the streams and events name.
+    cycles : int
+        Cycles of the whole run.
+    meta : dict of str to plain values
+        What made it: network name and weight hash, arithmetic, accelerator, dataflow, sequence
+        lengths, package version. Kept as its JSON form.
+    events : Accesses, optional
+        Accesses that are in no stream, in any order; kept in order of (cycle, component, op).
+    complete : bool
+        False if the run was interrupted.
+
+    Raises
+    ------
+    TraceError
+        A component is unknown or named twice, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        components: Sequence[Component],
+        cycles: int,
+        meta: dict[str, Any] | None = None,
+        events: Accesses | None = None,
+        complete: bool = True,
+    ) -> None:
+        self.components = tuple(components)
+        self._place = {c.name: index for index, c in enumerate(self.components)}
+        if len(self._place) != len(self.components):
+            raise TraceError("trace", "components", "repeat a name", "name each once")
+        self.cycles = check_integer("trace", "cycles", cycles, 0)
+        self.meta: dict[str, Any] = json.loads(hdf5.meta_bytes(meta or {}))
+        self.complete = bool(complete)
+        self._phases: list[Phase] = []
+        self._events = [Accesses.none()]
+        self._bytes = 0
+        self.append(phases, events)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Phases in order."""
+        return tuple(self._phases)
+
+    @property
+    def events(self) -> Accesses:
+        """Accesses that are in no stream, in order of (cycle, component, op)."""
+        if len(self._events) > 1:
+            self._events = [Accesses.join(self._events).ordered()]
+        return self._events[0]
+
+    def append(self, phases: Sequence[Phase], events: Accesses | None = None) -> None:
+        """Add phases behind those already here, and events.
+
+        Raises
+        ------
+        TraceError
+            A component is unknown, or the trace would exceed 2**62 bytes.
+        """
+        added = 0
+        for phase in phases:
+            for stream in phase.streams:
+                added += stream.total_bytes
+                if stream.component not in self._place:
+                    raise TraceError(
+                        "trace", f"phase {phase.kind} of {phase.layer}",
+                        f"has a stream of {stream.component}, which is no component",
+                        f"use one of {', '.join(self._place)}",
+                    )  # fmt: skip
+        if events is not None and len(events):
+            added += events.check("trace", len(self.components))
+        if self._bytes + added > LIMIT:
+            raise TraceError("trace", "bytes", "add up to over 2**62", "split the trace")
+        self._bytes += added
+        self._phases += phases
+        if events is not None and len(events):
+            self._events.append(events)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Trace):
+            return NotImplemented
+        return self._content()[:-1] == other._content()[:-1]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return (
+            f"Trace({len(self.phases)} phases, {self.count()} accesses, {self.cycles} cycles"
+            f"{'' if self.complete else ', incomplete'})"
+        )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a trace from HDF5.
+
+        Raises
+        ------
+        TraceError
+            The file is missing, damaged, of an unknown version, or disagrees with its own totals.
+        """
+        content = hdf5.read(path)
+        try:
+            trace = cls(*content[:-1])
+        except TraceError as error:
+            raise TraceError(path, error.field, error.problem, "make the trace anew") from error
+        totals = trace.totals()
+        for key in totals.keys() | content.totals.keys():
+            ours, stored = totals.get(key), content.totals.get(key)
+            if ours != stored:
+                raise TraceError(
+                    path, f"totals of phase, component, op {key}",
+                    f"are (accesses, bytes) {stored}, the accesses give {ours}",
+                    "make the trace anew",
+                )  # fmt: skip
+        return trace
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to HDF5, under a temporary name that is renamed at the end.
+
+        Raises
+        ------
+        TraceError
+            The file cannot be written (a full disk, say); what stood at `path` is untouched.
+        """
+        hdf5.save(path, self._content())
+
+    def _content(self) -> Content:
+        return Content(
+            self.phases, self.components, self.cycles, self.meta, self.events, self.complete,
+            self.totals(),
+        )  # fmt: skip
+
+    def count(self) -> int:
+        """Number of accesses; never expands."""
+        return sum(accesses for accesses, _ in self.totals().values())
+
+    def bytes_by_component(self) -> dict[str, int]:
+        """Bytes read and written of each component; never expands."""
+        sums = dict.fromkeys(self._place, 0)
+        for (_, component, _), (_, size) in self.totals().items():
+            sums[component] += size
+        return sums
+
+    def totals(self) -> Totals:
+        """(accesses, bytes) by (phase index, component, op); never expands.
+
+        Accesses kept as single events count for phase index -1.
+        """
+        sums: Totals = {}
+
+        def add(key: tuple[int, str, str], accesses: int, size: int) -> None:
+            before = sums.get(key, (0, 0))
+            sums[key] = (before[0] + accesses, before[1] + size)
+
+        for index, phase in enumerate(self.phases):
+            for stream in phase.streams:
+                key = (index, stream.component, stream.op)
+                add(key, stream.accesses, stream.total_bytes)
+        for index, component in enumerate(self.components):
+            for code, op in enumerate(OPS):
+                own = (self.events.component == index) & (self.events.op == code)
+                if accesses := int(own.sum()):
+                    add((-1, component.name, op), accesses, int(self.events.bytes[own].sum()))
+        return sums
+
+    def operations(self) -> dict[tuple[str, str], int]:
+        """Number of operations by (name, unit)."""
+        sums: dict[tuple[str, str], int] = {}
+        for phase in self.phases:
+            for name, unit, count in phase.operations:
+                sums[name, unit] = sums.get((name, unit), 0) + count
+        return sums
+
+    def info(self) -> dict[str, Any]:
+        """What ``epur trace info`` prints; plain values, never expands."""
+        by_component = {n: {"reads": 0, "writes": 0, "bytes": 0} for n in self._place}
+        for (_, component, op), (accesses, size) in self.totals().items():
+            by_component[component][f"{op}s"] += accesses
+            by_component[component]["bytes"] += size
+        rows = by_component.values()
+        return {
+            "accesses": sum(row["reads"] + row["writes"] for row in rows),
+            "bytes": sum(row["bytes"] for row in rows),
+            "by_component": by_component,
+            "phases": len(self.phases),
+            "streams": sum(len(phase.streams) for phase in self.phases),
+            "events": len(self.events),
+            "cycles": self.cycles,
+            "complete": self.complete,
+            "meta": self.meta,
+        }
+
+    def validate(self) -> None:
+        """Check that every access lies in its component's capacity and in the run's cycles.
+
+        A file's totals and names are checked already by `open`.
+
+        Raises
+        ------
+        TraceError
+            One does not; the first such stream is named.
+        """
+        for phase in self.phases:
+            where = f"phase {phase.kind} of {phase.layer}"
+            for stream in phase.streams:
+                self._check(where, stream.component, stream.end_address, stream.last_cycle)
+        for index, component in enumerate(self.components):
+            own = self.events[self.events.component == index]
+            if len(own):
+                end, last = int((own.address + own.bytes).max()), int(own.cycle.max())
+                self._check("events", component.name, end, last)
+
+    def _check(self, where: str, component: str, end: int, last: int) -> None:
+        capacity = self.components[self._place[component]].capacity
+        if capacity is not None and end > capacity:
+            raise TraceError(
+                "trace", f"{where}, {component}", f"reaches address {end} of {capacity} bytes",
+                "mend the dataflow or the component's capacity",
+            )  # fmt: skip
+        if last >= self.cycles:
+            raise TraceError(
+                "trace", f"{where}, {component}", f"has cycle {last} in a run of {self.cycles}",
+                "mend the dataflow or the run's cycles",
+            )  # fmt: skip
+
+    def expand(
+        self,
+        chunk: int = 1 << 20,
+        components: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Iterator[Accesses]:
+        """Single accesses in order of (cycle, component, op).
+
+        Equals stand in order of phases, then of streams, then of their loops; events come last. The
+        order does not depend on `chunk`.
+
+        Parameters
+        ----------
+        chunk : int
+            Most accesses of one chunk; memory is proportional to it.
+        components : sequence of str, optional
+            Only the accesses of these.
+        start, stop : int
+            Only those in cycles ``start <= cycle < stop``. A later start costs nothing.
+
+        Yields
+        ------
+        Accesses
+            Columns cycle, component (index into `components` of the trace), op (0 read, 1 write),
+            address and bytes; never empty.
+
+        Raises
+        ------
+        TraceError
+            A component is unknown, or `chunk` below 1.
+        """
+        if chunk < 1:
+            raise TraceError("trace", "chunk", f"is {chunk}", "give 1 or more")
+        wanted = set(self._place if components is None else components)
+        if unknown := wanted - set(self._place):
+            raise TraceError(
+                "trace", ", ".join(sorted(unknown)), "is no component",
+                f"use one of {', '.join(self._place)}",
+            )  # fmt: skip
+        streams: list[tuple[int, AccessStream]] = [
+            (self._place[stream.component], stream)
+            for phase in self.phases
+            for stream in phase.streams
+            if stream.component in wanted
+        ]
+        events = self.events
+        if components is not None:
+            events = events[np.isin(events.component, [self._place[name] for name in wanted])]
+        return expand(streams, events, chunk, max(start, 0), LIMIT + 1 if stop is None else stop)
+
+    @classmethod
+    def concatenate(cls, traces: Sequence[Trace]) -> Trace:
+        """One trace of several whose cycles already follow one another; phases in order.
+
+        The meta data are those of the first; the run's cycles are the largest.
+
+        Raises
+        ------
+        TraceError
+            There is none, or their components differ.
+        """
+        if not traces:
+            raise TraceError("traces", "", "are none", "give at least one")
+        first = traces[0]
+        if any(trace.components != first.components for trace in traces):
+            raise TraceError("traces", "components", "differ", "join traces of one accelerator")
+        return cls(
+            [phase for trace in traces for phase in trace.phases],
+            first.components,
+            max(trace.cycles for trace in traces),
+            first.meta,
+            Accesses.join(trace.events for trace in traces),
+            all(trace.complete for trace in traces),
+        )
+
+
+@contextmanager
+def recording(
+    path: str | os.PathLike[str],
+    components: Sequence[Component],
+    meta: dict[str, Any] | None = None,
+) -> Iterator[Trace]:
+    """A trace to be appended to; saved at `path` when the block ends.
+
+    If the block is left by an exception, what was appended so far goes to ``<path>.partial``,
+    marked incomplete.
+
+    Yields
+    ------
+    Trace
+        Set its `cycles` before the block ends.
+    """
+    trace = Trace((), components, 0, meta, complete=False)
+    try:
+        yield trace
+    except BaseException:
+        trace.save(f"{os.fspath(path)}.partial")
+        raise
+    trace.complete = True
+    trace.save(path)
