@@ -396,8 +396,6 @@ class TestAccessesByHand:
         for n, q in enumerate("ifo"):
             log.append((4 + n, "dram", "read", 160 + 8 * n, 8))
             log += rows(4 + n, q, "weights", "write", 20, 4)
-        log += rows(0, "ifgo", "inputs", "write", 0, 4)
-        log += rows(0, "ifg", "inputs", "write", 4, 4)
         for t in (0, 1):  # staged from C1 = channel(7) = 14, until C2 = 18
             log.append((14 + 2 * t, "dram", "read", 184 + 8 * t, 8))
             log.append((14 + 2 * t, "intermediate", "write", 4 * t, 4))
@@ -415,10 +413,12 @@ class TestAccessesByHand:
                 log += rows(b, "ifgo", "inputs", "read", 0, 4)
                 for q in range(4):
                     log.append((b + 7, "intermediate", "write", 40 + 8 * true_t + 4 * k + q, 1))
-        log.append((118, "intermediate", "read", 36, 4))
-        log += rows(118, "ifgo", "inputs", "write", 0, 4)
-        # R0 = 18 + 3 * 16 + 7 = 73; S(1) = 73 + 2 + 43 = 118.
-        for a, true_t, k in ((73, 1, 0), (74, 1, 1), (118, 0, 0), (119, 0, 1)):
+        # The initial state comes at 18 + 3 * 16 + 7 = 73; R0 = 74; S(1) = 74 + 2 + 43 = 119.
+        log += rows(73, "ifgo", "inputs", "write", 0, 4)
+        log += rows(73, "ifg", "inputs", "write", 4, 4)
+        log.append((119, "intermediate", "read", 36, 4))
+        log += rows(119, "ifgo", "inputs", "write", 0, 4)
+        for a, true_t, k in ((74, 1, 0), (75, 1, 1), (119, 0, 0), (120, 0, 1)):
             log += rows(a, "ifgo", "weights", "read", 4 * k, 4)
             log += rows(a, "ifgo", "inputs", "read", 0, 4)
             for q in range(4):
@@ -434,14 +434,14 @@ class TestAccessesByHand:
             log += rows(done + 21, "if", "inputs", "write", c, 2)
             log += rows(done + 21, "o", "weights", "read", peephole, 2)
             log.append((done + 37, "intermediate", "write", 32 + 4 * true_t + 2 * k, 2))
-        log += [(163, "intermediate", "read", 32, 4), (163, "intermediate", "read", 36, 4)]
-        log.append((163, "dram", "write", 200, 8))
+        log += [(164, "intermediate", "read", 32, 4), (164, "intermediate", "read", 36, 4)]
+        log.append((164, "dram", "write", 200, 8))
 
         got, cycles = oracle.accesses_sequence(
             ((LayerShape("a", 1, 2, True, True),),), 2, EPUR, machine, "epur-mwl"
         )
         assert got == sorted(log)
-        assert cycles == 165
+        assert cycles == 166
 
     def test_decode(self, machine):
         """I = H = 1, T = 2: weights loaded once, state kept at 0 (h) and 4 (c) of the intermediate.
@@ -520,7 +520,7 @@ class TestAccessesByHand:
         ]  # fmt: skip
 
     def test_mwl_reads_h_back(self, machine):
-        """I = 3, H = 5, T = 2: C2 = 20, F = channel(12) = 24, R0 = 171, S(1) = 171 + 15 + 39."""
+        """I = 3, H = 5, T = 2: C2 = 20, F = channel(12) = 24, state from 171, S(1) = 174 + 15 + 39."""
         roomy = replace(
             machine, weight_buffer_bytes=60, parameter_bank_bytes=12, input_buffer_bytes=24,
             row_buffer_bytes=16, intermediate_bytes=128,
@@ -532,17 +532,17 @@ class TestAccessesByHand:
             (t, a) for t, c, op, a, size in log
             if t >= 171 and (c, op, size) == ("intermediate", "read", 4)
         ]  # fmt: skip
-        back = [(225, 64), (226, 68), (227, 72)]
-        assert read == [*back, *[(279 + s // 2, 64 + 4 * s) for s in range(6)]]
+        back = [(228, 64), (229, 68), (230, 72)]
+        assert read == [*back, *[(282 + s // 2, 64 + 4 * s) for s in range(6)]]
         write = [
             (t, a) for t, c, op, a, size in log
             if t >= 171 and (c, op, size) == ("cu.o.inputs", "write", 4)
         ]  # fmt: skip
-        assert write == [(225, 0), (226, 4), (227, 8)]
-        assert cycles == 285
+        assert write == [(171, 0), (172, 4), (173, 8), (228, 0), (229, 4), (230, 8)]
+        assert cycles == 288
 
     def test_mwl_places(self, machine):
-        """I = 3, H = 5, T = 2, peepholes, given state: C1 = channel(14 + 4) = 36, F = 24.
+        """I = 3, H = 5, T = 2, peepholes, given state: C1 = channel(14) = 28, F = 24.
 
         DRAM: W_x at 0, W_h at 160, biases at 480, input at 592, state at 608, output at 640.
         """
@@ -561,16 +561,17 @@ class TestAccessesByHand:
         read = pick("dram", "read", 8)
         assert {a for _, a in read} == set(range(0, 640, 8))
         assert read[:14] == [(t, 480 + 8 * t) for t in range(14)]
-        assert read[14:20] == [
-            *[(14, 608), (15, 616), (16, 624), (17, 632)], *[(36, 592), (38, 600)],
-        ]  # fmt: skip
-        # h at 0 and, behind it, c; then x of neuron 0 from C2 + F = 64 on.
-        state = [(14, 0), (14, 4), (15, 8), (16, 12), (16, 16), (17, 20)]
-        assert pick("cu.f.inputs", "write", 4)[:8] == [*state, (64, 0), (65, 4)]
-        assert pick("cu.o.inputs", "write", 4)[:4] == [*state[:3], (64, 0)]
+        assert read[14:16] == [(28, 592), (30, 600)]
+        assert read[-4:] == [(183, 608), (184, 616), (185, 624), (186, 632)]
+        # x of neuron 0 from C2 + F = 32 + 24 on; from C2 + 6 F + 7 on h at 0 and, behind it, c.
+        state = [(183, 0), (183, 4), (184, 8), (185, 12), (185, 16), (186, 20)]
+        written = pick("cu.f.inputs", "write", 4)
+        assert written[:2] == [(56, 0), (57, 4)]
+        assert [w for w in written if 176 <= w[0] < 190] == state
+        assert [w for w in pick("cu.o.inputs", "write", 4) if 176 <= w[0] < 190] == state[:3]
         assert pick("intermediate", "write", 1)[:5] == [
-            *[(72, 88 + q) for q in range(4)],
-            (74, 108),
+            *[(64, 88 + q) for q in range(4)],
+            (66, 108),
         ]
         assert {a for _, a in pick("cu.i.inputs", "read", 2)} == {12, 14, 16, 18, 20}
         assert {a for _, a in pick("cu.o.weights", "read", 2)} == {
