@@ -62,7 +62,11 @@ setup(
     extras_require=extras,
     entry_points={"console_scripts": ["epur = epur_emu.cli:main"]},
     # The wheel carries the networks and golden traces of the top level inside the package.
-    packages=[*find_packages(include=["epur_emu", "epur_emu.*"]), "epur_emu._models", "epur_emu._traces"],
+    packages=[
+        *find_packages(include=["epur_emu", "epur_emu.*"]),
+        "epur_emu._models",
+        "epur_emu._traces",
+    ],
     package_dir={"epur_emu._models": "models", "epur_emu._traces": "traces"},
     package_data={
         "epur_emu": ["py.typed", "data/**/*.toml"],

@@ -23,7 +23,9 @@ def one_thread() -> None:
         os.environ[name] = "1"
 
 
-def paired(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float]:
+def paired(
+    ours: Callable[[], object], peer: Callable[[], object], rounds: int
+) -> tuple[float, float]:
     """Median seconds of two functions called in turn, after one call of each that does not count."""
     ours(), peer()
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -50,7 +52,12 @@ def machine(*packages: str) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {"processor": name, "level": levels()[-1], "python": platform.python_version(), **versions}
+    return {
+        "processor": name,
+        "level": levels()[-1],
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def row(case: str, ours: float, peer: float, peer_name: str, unit: str) -> dict[str, Any]:

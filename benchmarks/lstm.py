@@ -1,12 +1,13 @@
 """Bit-exact fp16 LSTM beside PyTorch's float32 LSTM: one thread each, batch 1, same layer, same run.
 
-    pip install 'epur_emu[bench]'
-    python benchmarks/lstm.py [--json]
+pip install 'epur_emu[bench]'
+python benchmarks/lstm.py [--json]
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import harness
 
@@ -29,7 +30,10 @@ def layer(cells: int) -> tuple[torch.nn.LSTM, Network]:
         for weight in module.parameters():
             weight.copy_(weight.half().float())
         module.bias_hh_l0.zero_()
-    arrays = {name: weight.detach().numpy().astype(np.float16) for name, weight in module.named_parameters()}
+    arrays = {
+        name: weight.detach().numpy().astype(np.float16)
+        for name, weight in module.named_parameters()
+    }
     ours = LstmLayer(
         f"{cells} cells",
         arrays["weight_ih_l0"].reshape(4, cells, -1),
@@ -40,6 +44,7 @@ def layer(cells: int) -> tuple[torch.nn.LSTM, Network]:
 
 
 def main() -> None:
+    """Time both at each size, after a check of the answers."""
     parser = harness.arguments(__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, nargs="*", default=list(STEPS))
     args = parser.parse_args()
@@ -48,12 +53,17 @@ def main() -> None:
     for cells in args.cells:
         steps = STEPS.get(cells, 20)
         module, network = layer(cells)
-        x = np.random.default_rng(cells).normal(size=(steps, cells)).astype(np.float16).astype(np.float32)
+        x = (
+            np.random.default_rng(cells)
+            .normal(size=(steps, cells))
+            .astype(np.float16)
+            .astype(np.float32)
+        )
         engine = Engine(network, ARITHMETICS["epur-fp16"])
         theirs = torch.from_numpy(x)[:, None]
         with torch.inference_mode():
             ours, peer = harness.paired(
-                lambda: engine.sequence(x), lambda: module(theirs), args.rounds
+                partial(engine.sequence, x), partial(module, theirs), args.rounds
             )
             reference = module(theirs)[0][:, 0].numpy()
         found = engine.sequence(x)[0]
@@ -64,7 +74,13 @@ def main() -> None:
             sys.exit(f"{cells} cells: too far from float32, {np.abs(found - reference).max()}")
         work = steps * 8 * cells**2 / 1e9
         rows.append(
-            harness.row(f"fp16, {cells} cells, {steps} steps", work / ours, work / peer, "PyTorch float32", "GMAC/s")
+            harness.row(
+                f"fp16, {cells} cells, {steps} steps",
+                work / ours,
+                work / peer,
+                "PyTorch float32",
+                "GMAC/s",
+            )
         )
     harness.report(rows, harness.machine("torch", "numpy"), args.json)
 

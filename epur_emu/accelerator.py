@@ -56,16 +56,18 @@ class Accelerator:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            kind = {"str": str, "int": int, "float": (int, float)}[str(field.type)]
-            if not isinstance(value, kind) or isinstance(value, bool):
+            kinds = {"str": [str], "int": [int], "float": [int, float]}[str(field.type)]
+            if type(value) not in kinds:
                 raise AcceleratorError(
                     self.name, field.name, f"is {value!r}", f"give one {field.type}"
                 )
             least = 0 if field.name.endswith(("_cycles", "_buffer_bytes", "_bank_bytes")) else 1
-            if field.type != "str" and field.type != "float" and value < least:
-                raise AcceleratorError(self.name, field.name, f"is {value}", f"give {least} or more")
-            if field.type == "int" and value >= 2**62:
-                raise AcceleratorError(self.name, field.name, f"is {value}", "give less than 2**62")
+            if field.type == "int" and not least <= value < 2**62:
+                raise AcceleratorError(
+                    self.name, field.name, f"is {value}", f"give {least} or more, less than 2**62"
+                )
+            if field.type == "float" and not 0 < value < float("inf"):
+                raise AcceleratorError(self.name, field.name, f"is {value}", "give more than 0")
         for name in ("width", "dram_burst_bytes"):
             value = getattr(self, name)
             if value & (value - 1):
@@ -104,7 +106,9 @@ class Accelerator:
     def from_dict(cls, plain: dict[str, Any], source: str | Path = "accelerator") -> Accelerator:
         """Inverse of `to_dict`; also takes fields of the form ``{value, unit, source, status}``."""
         known = {field.name for field in fields(cls)}
-        values = {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in plain.items()}
+        values = {
+            k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in plain.items()
+        }
         for field, problem in ((known - set(values), "missing"), (set(values) - known, "unknown")):
             if field:
                 raise AcceleratorError(source, ", ".join(sorted(field)), problem, "mend the fields")
@@ -129,7 +133,9 @@ class Accelerator:
                 f"use one of {', '.join(presets())} or the path of a TOML file",
             ) from error  # fmt: skip
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise AcceleratorError(text, "TOML", f"is damaged ({error})", "mend the file") from error
+            raise AcceleratorError(
+                text, "TOML", f"is damaged ({error})", "mend the file"
+            ) from error
         return cls.from_dict(plain, text)
 
 
@@ -138,4 +144,6 @@ _PRESETS = resources.files("epur_emu") / "data" / "accelerators"
 
 def presets() -> list[str]:
     """Names of the accelerators that come with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml")
+    )

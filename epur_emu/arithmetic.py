@@ -69,11 +69,14 @@ class Arithmetic:
             odd = sorted(set(plain) ^ known)
             raise FormatError("arithmetic", ", ".join(odd), "missing or unknown", "mend the keys")
         own = {"name", "clamp", "bit_exact"}
-        return cls(**{key: value if key in own else parse(value) for key, value in plain.items()})
+        values: dict[str, Any] = {k: v if k in own else parse(v) for k, v in plain.items()}
+        return cls(**values)
 
 
-def _uniform(name: str, place: FloatFormat, **others: Any) -> Arithmetic:
-    return Arithmetic(name, *[place] * 8, **others)
+def _uniform(name: str, place: FloatFormat, partial: Format, bit_exact: bool = True) -> Arithmetic:
+    return Arithmetic(
+        name, place, place, place, place, place, place, place, place, partial, bit_exact=bit_exact
+    )
 
 
 ARITHMETICS = {

@@ -24,16 +24,24 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 BAR = 24
 
-as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object and nothing else.")
+as_json = click.option(
+    "--json", "json_", is_flag=True, help="Print one JSON object and nothing else."
+)
 table_option = click.option(
-    "--table", default="epur-28nm", show_default=True, help="Energy table: a preset (NAME or NAME:CELL) or TOML file."
+    "--table",
+    default="epur-28nm",
+    show_default=True,
+    help="Energy table: a preset (NAME or NAME:CELL) or TOML file.",
 )
 arithmetic_option = click.option(
     "--arithmetic", "arithmetic_", default="epur-fp16", show_default=True,
-    help=f"One of {', '.join(ARITHMETICS)}; NAME+FORMAT stores MWL's partial sums in FORMAT (epur-fp16+fp16 keeps them).",
+    help=f"One of {', '.join(ARITHMETICS)}; epur-fp16+fp16 keeps MWL's partial sums in fp16.",
 )  # fmt: skip
 accelerator_option = click.option(
-    "--accelerator", default="epur", show_default=True, help="A preset (epur, epur-mwl) or a TOML file."
+    "--accelerator",
+    default="epur",
+    show_default=True,
+    help="A preset (epur, epur-mwl) or a TOML file.",
 )
 
 
@@ -61,7 +69,10 @@ def si(value: float, unit: str) -> str:
     return f"{value / 1000.0**power:.4g} {['p', 'n', 'u', 'm', '', 'k', 'M', 'G'][power + 4]}{unit}"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Example: epur run translate-en-de")
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: epur run translate-en-de",
+)
 @click.version_option(__version__, prog_name="epur")
 def cli() -> None:
     """Emulate the E-PUR accelerator: LSTM networks in its arithmetic, its accesses, its energy."""
@@ -92,8 +103,19 @@ def models(json_: bool) -> None:
 @arithmetic_option
 @accelerator_option
 @table_option
-@click.option("--beam", default=1, show_default=True, type=click.IntRange(1), help="Hypotheses kept while decoding.")
-@click.option("--trace", "trace_path", type=click.Path(dir_okay=False), help="Write the trace to this HDF5 file.")
+@click.option(
+    "--beam",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Hypotheses kept while decoding.",
+)
+@click.option(
+    "--trace",
+    "trace_path",
+    type=click.Path(dir_okay=False),
+    help="Write the trace to this HDF5 file.",
+)
 @as_json
 def run(
     model: str, input: str | None, arithmetic_: str, accelerator: str, table: str, beam: int,
@@ -112,17 +134,23 @@ def run(
         return
     same = "   (the same)" if done.emulated.symbols == done.float32.symbols else ""
     width = max(len("float32"), len(done.arithmetic))
-    click.echo(f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n")
+    click.echo(
+        f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n"
+    )
     click.echo(f"  {'input':<{width}}  {done.text}")
     click.echo(f"  {'float32':<{width}}  {done.float32.plain}")
     click.echo(f"  {done.arithmetic:<{width}}  {done.emulated.plain}{same}\n")
     click.echo(f"  {'layer':<22}{'largest error':>14}{'overflows':>11}{'underflows':>12}")
     for layer in done.layers:
-        click.echo(f"  {layer.name:<22}{layer.max_abs_error:>14.2e}{layer.overflow:>11,}{layer.underflow:>12,}")
+        click.echo(
+            f"  {layer.name:<22}{layer.max_abs_error:>14.2e}{layer.overflow:>11,}{layer.underflow:>12,}"
+        )
     pace = ""
     if done.real_time_factor is not None:
         pace = f", {done.real_time_factor:,.0f} times faster than the sentence is spoken"
-    click.echo(f"\n  {done.cycles:,} cycles = {si(done.seconds, 's')} at {si(machine.clock_hz, 'Hz')}{pace}")
+    click.echo(
+        f"\n  {done.cycles:,} cycles = {si(done.seconds, 's')} at {si(machine.clock_hz, 'Hz')}{pace}"
+    )
     click.echo(f"  {done.trace.count():,} accesses of buffers and DRAM")
     show_report(done.report)
     if trace_path:
@@ -134,21 +162,34 @@ def run(
 @arithmetic_option
 @accelerator_option
 @click.option("--limit", type=click.IntRange(1), help="Take only so many items, the first.")
-@click.option("--beam", default=5, show_default=True, type=click.IntRange(1), help="Hypotheses kept while decoding.")
+@click.option(
+    "--beam",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Hypotheses kept while decoding.",
+)
 @as_json
 def evaluate(
     model: str, arithmetic_: str, accelerator: str, limit: int | None, beam: int, json_: bool
 ) -> None:
     """Score MODEL on its data set (found through EPUR_DATA), float32 beside emulated."""
     scores = comparison.evaluate(
-        comparison.load_model(model), arithmetic(arithmetic_), Accelerator.load(accelerator), limit, beam, True
+        comparison.load_model(model),
+        arithmetic(arithmetic_),
+        Accelerator.load(accelerator),
+        limit,
+        beam,
+        True,
     )
     result = scores.to_dict()
     if json_:
         show(result)
         return
     click.echo(f"{result['model']}: {result['metric']} over {result['n']} items")
-    click.echo(f"  {'float32':<16}{result['float32']:>8.2f}   {result['seconds']['float32']:>8.1f} s")
+    click.echo(
+        f"  {'float32':<16}{result['float32']:>8.2f}   {result['seconds']['float32']:>8.1f} s"
+    )
     click.echo(
         f"  {result['arithmetic']:<16}{result['emulated']:>8.2f}   {result['seconds']['emulated']:>8.1f} s"
         f"   on {result['accelerator']}; {result['same_outputs']} of {result['n']} outputs the same"
@@ -171,9 +212,12 @@ def info(path: str, json_: bool) -> None:
         return
     state = "complete" if found["complete"] else "INTERRUPTED: holds what was written until then"
     click.echo(
-        f"{path}: {found['accesses']:,} accesses, {si(found['bytes'], 'B')}, {found['cycles']:,} cycles, {state}"
+        f"{path}: {found['accesses']:,} accesses, {si(found['bytes'], 'B')}, "
+        f"{found['cycles']:,} cycles, {state}"
     )
-    click.echo(f"{found['streams']} streams and {found['events']} single events in {found['phases']} phases\n")
+    click.echo(
+        f"{found['streams']} streams and {found['events']} single events in {found['phases']} phases\n"
+    )
     click.echo(f"  {'component':<16}{'reads':>16}{'writes':>16}{'bytes':>18}")
     for name, row in found["by_component"].items():
         click.echo(f"  {name:<16}{row['reads']:>16,}{row['writes']:>16,}{row['bytes']:>18,}")
@@ -190,7 +234,9 @@ def validate(path: str, json_: bool) -> None:
     if json_:
         show({"valid": True, "complete": opened.complete, "accesses": accesses})
         return
-    click.echo(f"{path}: valid, {accesses:,} accesses{'' if opened.complete else ', but interrupted'}")
+    click.echo(
+        f"{path}: valid, {accesses:,} accesses{'' if opened.complete else ', but interrupted'}"
+    )
 
 
 @cli.command("energy", epilog="Example: epur energy run.h5 --table epur-28nm:lop")

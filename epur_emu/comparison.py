@@ -148,7 +148,9 @@ def run(
     (wanted,) = reference.search([source], beam)
     (found,) = emulated.search([source], beam)
     stats = {
-        name: replace(s) for e in (emulated.encoder, emulated.decoder) for name, s in e.stats.items()
+        name: replace(s)
+        for e in (emulated.encoder, emulated.decoder)
+        for name, s in e.stats.items()
     }
     theirs, ours = (t.outputs(source, found.symbols) for t in (reference, emulated))
     layers = tuple(
@@ -217,7 +219,12 @@ def evaluate(
         results.append(prepared.evaluate(beam=beam, limit=limit, progress=progress))
         seconds.append(time.perf_counter() - begin)
     return Scores(
-        model.name, arithmetic.name, accelerator.name, results[0], results[1], (seconds[0], seconds[1])
+        model.name,
+        arithmetic.name,
+        accelerator.name,
+        results[0],
+        results[1],
+        (seconds[0], seconds[1]),
     )
 
 

@@ -81,7 +81,10 @@ class Engine:
         places = {a.weight, a.input, a.product, a.tree, a.accumulator, a.mu, a.cell, a.output}
         if a.bit_exact and (places != {FP16} or a.partial not in (FP16, LinearFormat(8))):
             raise FormatError(
-                "arithmetic", a.name, "mixes formats that no kernel has", f"use {', '.join(ARITHMETICS)}"
+                "arithmetic",
+                a.name,
+                "mixes formats that no kernel has",
+                f"use {', '.join(ARITHMETICS)}",
             )
         if self.check_finite:
             for layer in self.network.passes:
@@ -130,7 +133,9 @@ class Engine:
         for layer in self.network.layers:
             outputs = []
             for p in layer:
-                checked = self._checked(p, x, "input" if not out else "input from the layer before", 2)
+                checked = self._checked(
+                    p, x, "input" if not out else "input from the layer before", 2
+                )
                 h = c = None
                 if initial is not None:
                     h, c = next(states)
@@ -341,7 +346,10 @@ def trace_of(
 ) -> Trace:
     """The trace of schedules that follow one another, with what made it in its metadata."""
     meta = {
-        "networks": [{"name": n.name, "weights": n.weight_hash, "steps": t} for n, t in zip(networks, steps, strict=True)],
+        "networks": [
+            {"name": network.name, "weights": network.weight_hash, "steps": t}
+            for network, t in zip(networks, steps, strict=True)
+        ],
         "arithmetic": arithmetic.to_dict(),
         "accelerator": accelerator.to_dict(),
         "dataflow": accelerator.dataflow,

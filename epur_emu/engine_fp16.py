@@ -85,8 +85,8 @@ def _pack(weights: npt.NDArray[np.floating]) -> tuple[Codes, float]:
     blocks, subs = -(-cells // LANES), -(-inputs // LANES)
     wide = np.zeros((4, blocks * LANES, subs * LANES), np.float16)
     wide[:, :cells, :inputs] = half
-    packed = wide.reshape(4, blocks, LANES, -1).transpose(1, 0, 3, 2)
-    packed = np.ascontiguousarray(packed).reshape(blocks * 4, -1, LANES)
+    lanes_last = wide.reshape(4, blocks, LANES, -1).transpose(1, 0, 3, 2)
+    packed = np.ascontiguousarray(lanes_last).reshape(blocks * 4, -1, LANES)
     with np.errstate(all="ignore"):
         norm = float(np.abs(half).sum(-1, dtype=np.float64).max())
     return packed.view(np.uint16), norm
@@ -97,7 +97,9 @@ def _blocked(vectors: npt.NDArray[np.floating]) -> F32:
     gates, cells = vectors.shape
     blocks = -(-cells // LANES)
     padded = _padded(vectors, blocks * LANES)
-    return np.ascontiguousarray(padded.reshape(gates, blocks, LANES).swapaxes(0, 1)).reshape(-1, LANES)
+    return np.ascontiguousarray(padded.reshape(gates, blocks, LANES).swapaxes(0, 1)).reshape(
+        -1, LANES
+    )
 
 
 @dataclass
@@ -130,7 +132,7 @@ class PackedPass:
     @property
     def width(self) -> int:
         """Cells, padded to whole blocks."""
-        return self.w_h.shape[1]
+        return int(self.w_h.shape[1])
 
     def state(self, values: npt.ArrayLike | None, shape: tuple[int, ...] = ()) -> F32:
         """A state rounded and padded; zeros of shape (*shape, width) if none is given."""
@@ -138,7 +140,9 @@ class PackedPass:
             return np.zeros((*shape, self.width), np.float32)
         return _padded(values, self.width)
 
-    def forward(self, level: int, x: F32, seen: npt.NDArray[np.int64]) -> tuple[F32, npt.NDArray[np.float64]]:
+    def forward(
+        self, level: int, x: F32, seen: npt.NDArray[np.int64]
+    ) -> tuple[F32, npt.NDArray[np.float64]]:
         """Forward sums (T, rows, 16) of padded inputs (T, inputs), and bounds of their terms (T,)."""
         sums = np.zeros((len(x), len(self.w_x), LANES), np.float32)
         with np.errstate(all="ignore"):
@@ -182,7 +186,12 @@ class PackedPass:
         return canonical(out[:, : self.cells]), canonical(cell[: self.cells])
 
     def step(
-        self, level: int, x: npt.ArrayLike, h: npt.ArrayLike, c: npt.ArrayLike, seen: npt.NDArray[np.int64]
+        self,
+        level: int,
+        x: npt.ArrayLike,
+        h: npt.ArrayLike,
+        c: npt.ArrayLike,
+        seen: npt.NDArray[np.int64],
     ) -> tuple[F32, F32]:
         """One time step of N independent states: x (N, I), h and c (N, H) to h and c."""
         sums, bound = self.forward(level, _padded(x, self.w_x.shape[1]), seen)

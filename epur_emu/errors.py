@@ -20,7 +20,9 @@ class EpurError(Exception):
         What the user can do.
     """
 
-    def __init__(self, source: str | os.PathLike[str], field: str, problem: str, remedy: str) -> None:
+    def __init__(
+        self, source: str | os.PathLike[str], field: str, problem: str, remedy: str
+    ) -> None:
         self.source = str(source)
         self.field = field
         self.problem = problem

@@ -52,7 +52,7 @@ class FloatFormat:
     @property
     def bias(self) -> int:
         """Exponent bias."""
-        return 2 ** (self.exponent_bits - 1) - 1
+        return int(2 ** (self.exponent_bits - 1)) - 1
 
     @property
     def min_exponent(self) -> int:

@@ -86,12 +86,12 @@ class LstmLayer:
     @property
     def cells(self) -> int:
         """H, the number of cells."""
-        return self.w_h.shape[2]
+        return int(self.w_h.shape[2])
 
     @property
     def inputs(self) -> int:
         """I, the width of the layer's input."""
-        return self.w_x.shape[2]
+        return int(self.w_x.shape[2])
 
     @property
     def parameters(self) -> int:
@@ -143,7 +143,9 @@ class Network:
 
     def __post_init__(self) -> None:
         if not self.layers or any(not 1 <= len(passes) <= 2 for passes in self.layers):
-            raise NetworkError(self.name, "layers", "are empty or of over two passes", "give 1 or 2")
+            raise NetworkError(
+                self.name, "layers", "are empty or of over two passes", "give 1 or 2"
+            )
         names = [layer.name for layer in self.passes]
         if len(set(names)) != len(names):
             raise NetworkError(self.name, "layers", f"repeat a name: {names}", "name each once")

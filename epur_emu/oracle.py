@@ -623,9 +623,7 @@ def _log_parameters(machine: _Machine, p: _Pass, begin: int) -> int:
     return bursts
 
 
-def _log_state(
-    machine: _Machine, p: _Pass, begin: int, bursts: int, h_at: int, c_at: int
-) -> int:
+def _log_state(machine: _Machine, p: _Pass, begin: int, bursts: int, h_at: int, c_at: int) -> int:
     """Accesses that bring the initial state, behind `bursts`; gives the cycle in which it is there."""
     cycles = 0
     size_h, size_c = p.nh * machine.sx, p.nh * machine.sc

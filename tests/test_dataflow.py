@@ -47,7 +47,10 @@ def stacks(draw, directions=2):
         count = draw(st.integers(1, directions))
         reverse = draw(st.booleans()) if directions == 2 else False
         layers.append(
-            tuple(LayerShape(f"{n}.{d}", width, cells, peepholes, reverse != (d == 1)) for d in range(count))
+            tuple(
+                LayerShape(f"{n}.{d}", width, cells, peepholes, reverse != (d == 1))
+                for d in range(count)
+            )
         )
         width = count * cells
     return tuple(layers)
@@ -77,7 +80,9 @@ def operations(schedule):
 @given(stacks(), st.integers(0, 5), st.sampled_from(CHOICES), machines(), st.booleans())
 def test_a_sequence_is_the_oracles(shape, steps, arithmetic, machine, given_state):
     found = schedule_sequence(shape, steps, arithmetic, machine, given_state)
-    wanted, cycles = oracle.accesses_sequence(shape, steps, arithmetic, machine, machine.dataflow, given_state)
+    wanted, cycles = oracle.accesses_sequence(
+        shape, steps, arithmetic, machine, machine.dataflow, given_state
+    )
     assert log(found) == Counter(wanted)
     assert found.cycles == cycles
     counted = oracle.operations_sequence(shape, steps, arithmetic, machine, machine.dataflow)
@@ -86,20 +91,33 @@ def test_a_sequence_is_the_oracles(shape, steps, arithmetic, machine, given_stat
 
 @settings(max_examples=60, deadline=None)
 @given(
-    stacks(1), st.integers(0, 6), st.sampled_from(CHOICES), machines(), st.booleans(), st.booleans(), st.data()
+    stacks(1),
+    st.integers(0, 6),
+    st.sampled_from(CHOICES),
+    machines(),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
 )
-def test_decoding_is_the_oracles(shape, steps, arithmetic, machine, host_between, given_state, data):
+def test_decoding_is_the_oracles(
+    shape, steps, arithmetic, machine, host_between, given_state, data
+):
     width = machine.width
     needs = [
-        p.cells * (-(-p.inputs // width) - (-p.cells // width)) * width * arithmetic.weight.bytes for (p,) in shape
+        p.cells * (-(-p.inputs // width) - (-p.cells // width)) * width * arithmetic.weight.bytes
+        for (p,) in shape
     ]
     room = data.draw(st.integers(max(needs), sum(needs)), label="weight buffer")
     machine = replace(machine, weight_buffer_bytes=room)
     found = schedule_decode(shape, steps, arithmetic, machine, host_between, given_state)
-    wanted, cycles = oracle.accesses_decode(shape, steps, arithmetic, machine, host_between, given_state)
+    wanted, cycles = oracle.accesses_decode(
+        shape, steps, arithmetic, machine, host_between, given_state
+    )
     assert log(found) == Counter(wanted)
     assert found.cycles == cycles
-    assert operations(found) == +Counter(oracle.operations_decode(shape, steps, arithmetic, machine))
+    assert operations(found) == +Counter(
+        oracle.operations_decode(shape, steps, arithmetic, machine)
+    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -116,7 +134,9 @@ def test_a_trace_expands_to_the_oracles_log(shape, steps, machine, chunk):
     order = [row[:3] for row in expanded]
     assert order == sorted(order)
     ops = ("read", "write")
-    assert Counter(expanded) == Counter((t, place[c], ops.index(op), a, b) for t, c, op, a, b in wanted)
+    assert Counter(expanded) == Counter(
+        (t, place[c], ops.index(op), a, b) for t, c, op, a, b in wanted
+    )
     trace.validate()
 
 
@@ -129,7 +149,9 @@ def test_a_schedule_moves_as_a_whole(shape, steps, machine, cycle, bursts):
     there = schedule_sequence(shape, steps, ARITHMETIC, machine, cycle=cycle, dram=dram)
     moved = Counter()
     for (t, component, op, address, size), count in log(here).items():
-        moved[t + cycle, component, op, address + (dram if component == "dram" else 0), size] = count
+        moved[t + cycle, component, op, address + (dram if component == "dram" else 0), size] = (
+            count
+        )
     assert log(there) == moved
     assert there.cycles == here.cycles + cycle
 

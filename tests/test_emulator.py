@@ -7,11 +7,20 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import example, given, note, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from epur_emu import ARITHMETICS, Accelerator, Engine, LstmLayer, Network, calibrate, emulate, oracle
+from epur_emu import (
+    ARITHMETICS,
+    Accelerator,
+    Engine,
+    LstmLayer,
+    Network,
+    calibrate,
+    emulate,
+    oracle,
+)
 from epur_emu.engine_fp16 import exp_table, level_number, levels
 from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP16
@@ -28,7 +37,9 @@ def codes(draw, shape, kind):
     low, high = RANGES[kind]
     array = draw(hnp.arrays(np.uint16, shape, elements=st.integers(low, high), fill=st.nothing()))
     if kind != "any":
-        array ^= draw(hnp.arrays(np.uint16, shape, elements=st.sampled_from([0, 0x8000]), fill=st.nothing()))
+        array ^= draw(
+            hnp.arrays(np.uint16, shape, elements=st.sampled_from([0, 0x8000]), fill=st.nothing())
+        )
     return array.view(np.float16)
 
 
@@ -52,7 +63,12 @@ def cases(draw):
 
     peepholes = fill((3, cells)) if draw(st.booleans()) else None
     layer = LstmLayer(
-        "pass", fill((4, cells, inputs)), fill((4, cells, cells)), fill((4, cells)), peepholes, draw(st.booleans())
+        "pass",
+        fill((4, cells, inputs)),
+        fill((4, cells, cells)),
+        fill((4, cells)),
+        peepholes,
+        draw(st.booleans()),
     )
     x = draw(codes((steps, inputs), of_inputs))
     state = None
@@ -62,17 +78,24 @@ def cases(draw):
 
 
 def same_bits(found, wanted):
-    found, wanted = np.ascontiguousarray(found, np.float32), np.ascontiguousarray(wanted, np.float32)
-    return found.shape == wanted.shape and np.array_equal(found.view(np.uint32), wanted.view(np.uint32))
+    found, wanted = (
+        np.ascontiguousarray(found, np.float32),
+        np.ascontiguousarray(wanted, np.float32),
+    )
+    return found.shape == wanted.shape and np.array_equal(
+        found.view(np.uint32), wanted.view(np.uint32)
+    )
 
 
 def run(layer, x, state, arithmetic, order, alpha, level):
-    engine = Engine(Network("n", ((layer,),)), arithmetic, order, {"pass": alpha}, level, check_finite=False)
+    engine = Engine(
+        Network("n", ((layer,),)), arithmetic, order, {"pass": alpha}, level, check_finite=False
+    )
     initial = None if state is None else [tuple(s.astype(np.float32) for s in state)]
     return engine.sequence(x, initial)[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     case=cases(),
     order=st.sampled_from(["epur", "epur-mwl"]),
@@ -89,7 +112,11 @@ def test_every_level_equals_the_oracle(case, order, arithmetic, alpha):
         if order == "epur" and not layer.reverse and len(x):
             engine = Engine(Network("n", ((layer,),)), arithmetic, level=level, check_finite=False)
             zeros = np.zeros((2, layer.cells), np.float32)
-            rows = (zeros, zeros) if state is None else [np.stack([s, s]).astype(np.float32) for s in state]
+            rows = (
+                (zeros, zeros)
+                if state is None
+                else [np.stack([s, s]).astype(np.float32) for s in state]
+            )
             for t in range(len(x)):
                 rows = engine.step(0, np.stack([x[t], x[t]]).astype(np.float32), *rows)
             for n in range(2):
@@ -103,7 +130,9 @@ def test_overflow_and_its_neighbourhood(level):
     rng = np.random.default_rng(7)
     for scale in (2000.0, 2047.0, 2048.0, 4000.0, 4094.0, 65504.0):
         weights = rng.choice([-1.0, 1.0, 0.5], (4, 3, 33)).astype(np.float16)
-        layer = LstmLayer("pass", weights, np.zeros((4, 3, 3), np.float16), np.zeros((4, 3), np.float16))
+        layer = LstmLayer(
+            "pass", weights, np.zeros((4, 3, 3), np.float16), np.zeros((4, 3), np.float16)
+        )
         x = np.full((2, 33), scale, np.float16)
         x[1, ::2] *= -1
         wanted, _ = oracle.evaluate_pass(layer, x, FP16_ARITHMETIC)
@@ -118,7 +147,12 @@ def test_every_product_of_two_binades(level):
         w = np.zeros((4, 256, 1), np.float16)
         for block in range(4):
             w[0, :, 0] = m[block * 256 : block * 256 + 256]
-            layer = LstmLayer("pass", w.copy(), np.zeros((4, 256, 256), np.float16), np.zeros((4, 256), np.float16))
+            layer = LstmLayer(
+                "pass",
+                w.copy(),
+                np.zeros((4, 256, 256), np.float16),
+                np.zeros((4, 256), np.float16),
+            )
             x = (m.astype(np.float64) * 2.0**exponent).astype(np.float16)
             engine = Engine(Network("n", ((layer,),)), FP16_ARITHMETIC, level=level)
             packed = engine._packed["pass"]
@@ -126,7 +160,9 @@ def test_every_product_of_two_binades(level):
             padded[:, 0] = x
             sums, _ = packed.forward(level_number(level), padded, np.zeros(2, np.int64))
             found = sums.reshape(1024, 16, 4, 16)[:, :, 0].reshape(1024, 256)
-            wanted = (x.astype(np.float32)[:, None] * w[0, :, 0].astype(np.float32)).astype(np.float16)
+            wanted = (x.astype(np.float32)[:, None] * w[0, :, 0].astype(np.float32)).astype(
+                np.float16
+            )
             assert np.array_equal(found.astype(np.float16).view(np.uint16), wanted.view(np.uint16))
 
 
@@ -141,7 +177,9 @@ def test_sums_of_far_and_near_values(level):
     for start in range(0, len(values) - 15, 16):
         b = values[start : start + 16]
         weights[0, :, 0], weights[0, :, 1] = 1.0, b
-        layer = LstmLayer("pass", weights.copy(), np.zeros((4, 16, 16), np.float16), np.zeros((4, 16), np.float16))
+        layer = LstmLayer(
+            "pass", weights.copy(), np.zeros((4, 16, 16), np.float16), np.zeros((4, 16), np.float16)
+        )
         packed = Engine(Network("n", ((layer,),)), FP16_ARITHMETIC, level=level)._packed["pass"]
         x = np.zeros((len(values), 16), np.float32)
         x[:, 0], x[:, 1] = values, 1.0
@@ -167,9 +205,14 @@ def test_exp_of_every_code():
 def test_blocks_of_time_steps_do_not_show(seed, steps, reverse):
     """Longer than the block that shares a reading of the weights, against one step at a time."""
     rng = np.random.default_rng(seed)
-    arrays = [(rng.normal(size=shape) * 0.3).astype(np.float16) for shape in ((4, 5, 7), (4, 5, 5), (4, 5))]
+    arrays = [
+        (rng.normal(size=shape) * 0.3).astype(np.float16)
+        for shape in ((4, 5, 7), (4, 5, 5), (4, 5))
+    ]
     x = rng.normal(size=(steps, 7)).astype(np.float32)
-    whole = Engine(Network("n", ((LstmLayer("p", *arrays, reverse=reverse),),)), FP16_ARITHMETIC).sequence(x)[0]
+    whole = Engine(
+        Network("n", ((LstmLayer("p", *arrays, reverse=reverse),),)), FP16_ARITHMETIC
+    ).sequence(x)[0]
     engine = Engine(Network("n", ((LstmLayer("p", *arrays),),)), FP16_ARITHMETIC)
     h, c = np.zeros((1, 5), np.float32), np.zeros((1, 5), np.float32)
     for t in reversed(range(steps)) if reverse else range(steps):
@@ -200,7 +243,9 @@ def test_a_bidirectional_stack(name):
     result = emulate(network, x, FP16_ARITHMETIC, Accelerator.load(name), alpha)
     given_x = x
     for layer, found in zip(network.layers, result.layers, strict=True):
-        wanted = [oracle.evaluate_pass(p, given_x, FP16_ARITHMETIC, name, alpha[p.name])[0] for p in layer]
+        wanted = [
+            oracle.evaluate_pass(p, given_x, FP16_ARITHMETIC, name, alpha[p.name])[0] for p in layer
+        ]
         given_x = np.concatenate(wanted, -1)
         assert same_bits(found, given_x)
     float32 = emulate(network, x, ARITHMETICS["float32"]).outputs
@@ -211,12 +256,18 @@ def test_a_bidirectional_stack(name):
 def test_float32_reference_equals_the_definition():
     rng = np.random.default_rng(5)
     layer = LstmLayer(
-        "p", *((rng.normal(size=s) * 0.5).astype(np.float32) for s in ((4, 3, 4), (4, 3, 3), (4, 3), (3, 3)))
+        "p",
+        *(
+            (rng.normal(size=s) * 0.5).astype(np.float32)
+            for s in ((4, 3, 4), (4, 3, 3), (4, 3), (3, 3))
+        ),
     )
     x = rng.normal(size=(6, 4))
     found = Engine(Network("n", ((layer,),)), ARITHMETICS["float32"]).sequence(x)[0]
     h, c = np.zeros(3), np.zeros(3)
-    w_x, w_h, b, p = (a.astype(np.float64) for a in (layer.w_x, layer.w_h, layer.bias, layer.peepholes))
+    w_x, w_h, b, p = (
+        a.astype(np.float64) for a in (layer.w_x, layer.w_h, layer.bias, layer.peepholes)
+    )
     for t in range(6):
         i, f, g, o = w_x @ x[t] + w_h @ h + b
         c = np.tanh(g) / (1 + np.exp(-i - p[0] * c)) + c / (1 + np.exp(-f - p[1] * c))
@@ -225,7 +276,11 @@ def test_float32_reference_equals_the_definition():
 
 
 def test_overflow_and_underflow_are_counted():
-    big = LstmLayer("p", np.full((4, 1, 2), 60000.0, np.float16), *[np.zeros(s, np.float16) for s in ((4, 1, 1), (4, 1))])
+    big = LstmLayer(
+        "p",
+        np.full((4, 1, 2), 60000.0, np.float16),
+        *[np.zeros(s, np.float16) for s in ((4, 1, 1), (4, 1))],
+    )
     engine = Engine(Network("n", ((big,),)), FP16_ARITHMETIC)
     engine.sequence(np.ones((1, 2)))
     assert engine.stats["p"].overflow == 4  # 120,000 in each gate
@@ -250,7 +305,9 @@ def test_bad_input_is_named():
     with pytest.raises(NetworkError, match=r"w_x, gate f, index \[2, 1\] is inf"):
         weights = np.zeros((4, 3, 2), np.float16)
         weights[1, 2, 1] = np.inf
-        layer = LstmLayer("l", weights, np.zeros((4, 3, 3), np.float16), np.zeros((4, 3), np.float16))
+        layer = LstmLayer(
+            "l", weights, np.zeros((4, 3, 3), np.float16), np.zeros((4, 3), np.float16)
+        )
         Engine(Network("n", ((layer,),)), FP16_ARITHMETIC)
 
 

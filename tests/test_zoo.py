@@ -314,4 +314,4 @@ def test_torch_is_never_needed() -> None:
         "import sys; sys.modules['torch'] = None\n"
         "import epur_emu, epur_emu.tasks, epur_emu.zoo, epur_emu.checkpoints.folder\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -21,7 +21,8 @@ cdef extern from * nogil:
             && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") ? 2 : 1;
     }
     #define EPUR_CALL(level, name, ...) \\
-        ((level) == 2 ? name##_avx512(__VA_ARGS__) : (level) == 1 ? name##_avx2(__VA_ARGS__) : name##_scalar(__VA_ARGS__))
+        ((level) == 2 ? name##_avx512(__VA_ARGS__) \\
+         : (level) == 1 ? name##_avx2(__VA_ARGS__) : name##_scalar(__VA_ARGS__))
     #else
     static int epur_best(void) { return 0; }
     #define EPUR_CALL(level, name, ...) name##_scalar(__VA_ARGS__)

@@ -166,12 +166,13 @@ void LEVEL(dot)(const uint16_t *w, const float *x, float *acc, const uint8_t *sa
         if (!any_safe) continue;
         for (int part = 0; part < LOCK_ROWS * VN; part += LOCK) { /* one, but for the scalar level */
             const uint16_t *at = w + part * VW;
-            float *a = acc + row * 16 + part * VW, *before = a;
+            float *a = acc + row * 16 + part * VW, none[LANES] = {0}, *before = none;
             int now = 0;
-            memset(level[1], 0, sizeof level[1]); /* a tree of +0 to begin with: adds nothing */
+            memset(level[1], 0, sizeof level[1]); /* the pipeline begins with a tree of +0 for nobody */
             for (ptrdiff_t s = 0; s < subs; s++) {
                 if (nv == 1) {
-                    tree_half(level[now], level[now ^ 1], a, at + s * 256, inputs * 16, x + s * 16);
+                    tree_half(level[now], level[now ^ 1], before, at + s * 256, inputs * 16, x + s * 16);
+                    before = a;
                     now ^= 1;
                     continue;
                 }

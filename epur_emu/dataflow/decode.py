@@ -23,7 +23,13 @@ def resident(needs: list[int], capacity: int) -> int | None:
 
 
 def schedule(
-    shape: Shape, steps: int, m: Machine, host_between: bool, given_state: bool, cycle: int, dram: int
+    shape: Shape,
+    steps: int,
+    m: Machine,
+    host_between: bool,
+    given_state: bool,
+    cycle: int,
+    dram: int,
 ) -> Schedule:
     """`steps` time steps, each through all layers; the host gives each step's input."""
     if any(len(layer) != 1 or layer[0].reverse for layer in shape):
@@ -65,7 +71,9 @@ def schedule(
     for p in layers:
         states.append(state)
         state += m.subs(p.cells) * (m.sx + m.sc)
-    m.need(state, "intermediate_bytes", a.intermediate_bytes, "the layers' states", "use fewer cells")
+    m.need(
+        state, "intermediate_bytes", a.intermediate_bytes, "the layers' states", "use fewer cells"
+    )
     m.need(end, "dram_bytes", a.dram_bytes, "the network", "decode fewer steps")
 
     def step(b: Builder, cycle: int, first: bool) -> int:
@@ -79,7 +87,16 @@ def schedule(
                 source, address, move = "intermediate", states[number - 1], 0
             where = given[number] if first and given_state else states[number]
             placed = Given(
-                cycle, 1, weights[number], source, address, states[number], states[number], h, initial, where
+                cycle,
+                1,
+                weights[number],
+                source,
+                address,
+                states[number],
+                states[number],
+                h,
+                initial,
+                where,
             )
             cycle = run_pass(
                 b, p, placed, load=first or number >= stay,

@@ -113,7 +113,9 @@ def run_pass(
         if steps > 1:
             b.access(phase, where, op, size, address + stride, second + after, later)
 
-    def per_slot(kind: str, op: str, size: int, start: int, after: int, inner: list[Loop], neurons: int) -> None:
+    def per_slot(
+        kind: str, op: str, size: int, start: int, after: int, inner: list[Loop], neurons: int
+    ) -> None:
         """The same where the slot of h changes from step to step, beginning with slot `start`."""
         phase, where = (shape.name, kind), cus("inputs")
         address = h_slots + start * slot
@@ -143,7 +145,9 @@ def run_pass(
     per_step("recurrent", cus("weights"), "read", m.sw, matrix + nx * m.sw, 0, nx, own, row)
     per_slot("recurrent", "read", m.sx, 0, nx, [(nh, m.sx, 1)], 0)
 
-    def emit(where: Iterable[str], op: str, size: int, address: int, stride: int, after: int) -> None:
+    def emit(
+        where: Iterable[str], op: str, size: int, address: int, stride: int, after: int
+    ) -> None:
         per_step("mu", where, op, size, address, 0, ready + after, [], stride)
 
     mu.accesses(m, shape, mu.Places(cell, bank, saved_cell), emit)

@@ -238,7 +238,9 @@ class Builder:
         loops = [*outer, (whole, burst, 1), (group, sub, 0)]
         self.access(phase, components, op, sub, address, cycle, loops, advance)
         loops = [*outer, (rest, sub, 0)]
-        self.access(phase, components, op, sub, address + whole * burst, cycle + whole, loops, advance)
+        self.access(
+            phase, components, op, sub, address + whole * burst, cycle + whole, loops, advance
+        )
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases in the order in which they were begun."""
@@ -266,9 +268,7 @@ def cell_holders(shape: LayerShape) -> list[str]:
     return ["i", "f", "g"] if shape.peepholes else ["g"]
 
 
-def load_parameters(
-    b: Builder, shape: LayerShape, dram: int, cycle: int, offset: int = 0
-) -> int:
+def load_parameters(b: Builder, shape: LayerShape, dram: int, cycle: int, offset: int = 0) -> int:
     """Fetch biases and peepholes to the parameter banks; returns the bursts moved."""
     m = b.machine
     size = m.subs(shape.cells) * m.sw

@@ -43,7 +43,9 @@ def check(m: Machine, shape: LayerShape, steps: int, pitch: int) -> None:
     most = m.half // max(per_step, nx * m.sx)
     fewer = f"give at most {most} steps"
     place = "half of intermediate_bytes"
-    m.need(steps * per_step, place, m.half, f"{name} (output and partial sums, {steps} steps)", fewer)
+    m.need(
+        steps * per_step, place, m.half, f"{name} (output and partial sums, {steps} steps)", fewer
+    )
     m.need(steps * nx * m.sx, place, m.half, f"the input of {steps} steps of {name}", fewer)
 
 
@@ -70,7 +72,14 @@ def run_pass(b: Builder, shape: LayerShape, given: Given, layer: int, direction:
         for address, after, outer in _alternating(cells, nx * m.sw, pace):
             b.at_burst_pace(phase, [f"cu.{q}.row"], "write", m.sw, nx, address, at + after, outer)
         at = begin + 4 * x_row + g * h_row
-        b.bursts(phase, "read", w_h + g * h_row * m.burst, at, nh * m.sw, [(cells, 4 * h_row * m.burst, pace)])
+        b.bursts(
+            phase,
+            "read",
+            w_h + g * h_row * m.burst,
+            at,
+            nh * m.sw,
+            [(cells, 4 * h_row * m.burst, pace)],
+        )
         outer = [(cells, nh * m.sw, pace)]
         b.at_burst_pace(phase, [f"cu.{q}.weights"], "write", m.sw, nh, 0, at, outer)
     compute, phase = begin + pace, (shape.name, "forward")
@@ -119,11 +128,20 @@ def run_pass(b: Builder, shape: LayerShape, given: Given, layer: int, direction:
     for g in range(len(GATES)):
         address = partials + first * per_step + g * m.pe
         per_step_access(
-            "recurrent", ["intermediate"], "read", m.pe, address, flow * per_step, len(GATES) * m.pe, ready
+            "recurrent",
+            ["intermediate"],
+            "read",
+            m.pe,
+            address,
+            flow * per_step,
+            len(GATES) * m.pe,
+            ready,
         )
     ready += m.lookup + m.accelerator.add_cycles
 
-    def emit(where: Iterable[str], op: str, size: int, address: int, stride: int, after: int) -> None:
+    def emit(
+        where: Iterable[str], op: str, size: int, address: int, stride: int, after: int
+    ) -> None:
         per_step_access("mu", where, op, size, address, 0, stride, ready + after)
 
     mu.accesses(m, shape, mu.Places(cell), emit)

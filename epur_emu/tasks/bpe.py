@@ -6,6 +6,7 @@ Segmentation only: merges are learned where a network is trained.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from epur_emu.errors import EpurError
@@ -45,7 +46,7 @@ class Bpe:
         while len(parts) > 1:
             ranked = [
                 (self._rank[pair], i)
-                for i, pair in enumerate(zip(parts, parts[1:], strict=False))
+                for i, pair in enumerate(pairwise(parts))
                 if pair in self._rank
             ]
             if not ranked:
@@ -75,7 +76,7 @@ class Bpe:
     def save(self, folder: Path) -> None:
         """Write ``merges.txt`` and ``symbols.txt``, one entry a line."""
         lines = [" ".join(pair) for pair in self.merges]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "merges.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (folder / "symbols.txt").write_text("\n".join(self.symbols) + "\n", encoding="utf-8")
 
     @classmethod
@@ -93,12 +94,16 @@ class Bpe:
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 pair = line.split(" ")
                 if len(pair) != 2:
-                    raise EpurError(path, f"line {number}", "is not two symbols", "restore the file")
+                    raise EpurError(
+                        path, f"line {number}", "is not two symbols", "restore the file"
+                    )
                 merges.append((pair[0], pair[1]))
             path = folder / "symbols.txt"
             symbols = path.read_text(encoding="utf-8").split("\n")[:-1]
         except (OSError, UnicodeDecodeError) as error:
             raise EpurError(path, "text", f"can't be read ({error})", "restore the file") from error
         if tuple(symbols[: len(SPECIALS)]) != SPECIALS:
-            raise EpurError(path, "first lines", f"are not {', '.join(SPECIALS)}", "restore the file")
+            raise EpurError(
+                path, "first lines", f"are not {', '.join(SPECIALS)}", "restore the file"
+            )
         return cls(merges, symbols)

@@ -23,7 +23,6 @@ from epur_emu.dataflow import schedule_decode, schedule_sequence
 from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.tasks.bpe import BOS, EOS, Bpe
-
 from epur_emu.trace import Trace
 
 if TYPE_CHECKING:

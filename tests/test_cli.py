@@ -1,0 +1,204 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from epur_emu import cli
+from epur_emu.comparison import load_model
+
+MODEL = "translate-en-de"
+SENTENCE = "two dogs are playing in the snow ."
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load_model(MODEL)
+
+
+def epur(capsys, *arguments):
+    """Exit status, standard output and standard error of a command."""
+    status = 0
+    try:
+        cli.main([str(a) for a in arguments])
+    except SystemExit as stop:
+        status = stop.code or 0
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def json_of(capsys, *arguments):
+    status, out, err = epur(capsys, *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def refused(capsys, *arguments):
+    """The one line of error that a command ends in."""
+    status, out, err = epur(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("epur: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run.h5"
+    done = subprocess.run(
+        [sys.executable, "-m", "epur_emu", "run", MODEL, "--json", "--trace", path],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout), path
+
+
+def test_models(capsys):
+    (row,) = [m for m in json_of(capsys, "models")["models"] if m["name"] == MODEL]
+    assert row["task"] == "translation"
+    assert row["cells"] == 256
+    assert row["score"]["metric"] == "BLEU"
+    assert row["score"]["float32"] >= 33
+    assert MODEL in epur(capsys, "models")[1]
+
+
+def test_run(run):
+    found, path = run
+    assert found["model"] == MODEL
+    assert "hunde" in found["float32"]["text"]
+    assert "hunde" in found["emulated"]["text"]
+    names = [layer["name"] for layer in found["layers"]]
+    assert names[:2] == ["encoder.0.forward", "encoder.0.backward"]
+    assert names[-1] == "decoder.1.forward"
+    for layer in found["layers"]:
+        assert 0 < layer["max_abs_error"] < 0.1
+        assert layer["overflow"] == 0
+    assert found["seconds"] == pytest.approx(found["cycles"] / 500e6)
+    assert found["real_time_factor"] > 1
+    energy = found["energy_pj"]
+    assert energy["total"] == pytest.approx(energy["dynamic"] + energy["static"])
+    assert energy["total"] == pytest.approx(sum(energy["by_component"].values()))
+    assert found["trace"] == str(path)
+
+
+def test_run_for_people(capsys):
+    status, out, err = epur(capsys, "run", MODEL, SENTENCE)
+    assert (status, err) == (0, "")
+    for part in (SENTENCE, "hunde", "cycles", "dram", "weights", "overflows"):
+        assert part in out
+
+
+def test_run_takes_an_example_where_no_input_is_given(capsys, run):
+    assert json_of(capsys, "run", MODEL, SENTENCE)["cycles"] == run[0]["cycles"]
+
+
+def test_accelerators_differ_where_they_should(capsys, run):
+    mwl = json_of(capsys, "run", MODEL, "--accelerator", "epur-mwl")
+    kept = json_of(
+        capsys, "run", MODEL, "--accelerator", "epur-mwl", "--arithmetic", "epur-fp16+fp16"
+    )
+    of = {row["name"]: row["max_abs_error"] for row in mwl["layers"]}
+    exact = {row["name"]: row["max_abs_error"] for row in run[0]["layers"]}
+    assert of["encoder.1.forward"] > 2 * exact["encoder.1.forward"]
+    assert kept["layers"][0]["max_abs_error"] < of["encoder.0.forward"] / 2
+    weights = [name for name in mwl["energy_pj"]["by_component"] if name.endswith("weights")]
+    assert len(weights) == 4
+    assert "cu.i.row" in mwl["energy_pj"]["by_component"]
+
+
+def test_a_beam_costs_more(capsys, run):
+    assert json_of(capsys, "run", MODEL, "--beam", "3")["cycles"] > 1.5 * run[0]["cycles"]
+
+
+def test_trace_and_energy(capsys, run):
+    found, path = run
+    info = json_of(capsys, "trace", "info", path)
+    assert info["accesses"] == found["accesses"]
+    assert info["complete"] is True
+    assert info["cycles"] == found["cycles"]
+    rows = info["by_component"].values()
+    assert sum(row["reads"] + row["writes"] for row in rows) == info["accesses"]
+    assert sum(row["bytes"] for row in rows) == info["bytes"]
+    assert json_of(capsys, "trace", "validate", path)["valid"] is True
+    energy = json_of(capsys, "energy", path)
+    assert energy["total_pj"] == pytest.approx(found["energy_pj"]["total"])
+    assert energy["dynamic_pj"] + energy["static_pj"] == pytest.approx(energy["total_pj"])
+    leaky = json_of(capsys, "energy", path, "--table", "epur-28nm:hp")
+    assert leaky["static_pj"] > 2 * energy["static_pj"]
+    for command in (("trace", "info"), ("trace", "validate"), ("energy",)):
+        status, out, _ = epur(capsys, *command, path)
+        assert status == 0
+        assert str(path) in out
+
+
+def test_every_command_helps_with_an_example(capsys):
+    commands = ["models", "run", "evaluate", "energy", "trace"]
+    for words in ([], *([c] for c in commands), ["trace", "info"], ["trace", "validate"]):
+        status, out, _ = epur(capsys, *words, "--help")
+        assert status == 0
+        assert "Example: epur" in out
+
+
+def test_bad_input_is_one_line(capsys, tmp_path):
+    assert "known model" in refused(capsys, "run", "translate-en-fr")
+    assert "empty" in refused(capsys, "run", MODEL, "")
+    assert "empty" in refused(capsys, "run", MODEL, "  \t ")
+    assert "epur-fp16" in refused(capsys, "run", MODEL, "--arithmetic", "fp17")
+    assert "epur-mwl" in refused(capsys, "run", MODEL, "--accelerator", "tpu")
+    assert "table" in refused(capsys, "run", MODEL, "--table", "none")
+    assert "--help" in refused(capsys, "run", MODEL, "--beam", "0")
+    assert "--help" in refused(capsys, "walk")
+    assert "No such file" in refused(capsys, "trace", "info", tmp_path / "none.h5")
+    assert "No such file" in refused(capsys, "run", MODEL, "--trace", tmp_path / "none" / "t.h5")
+
+
+def test_a_trace_cut_short_at_any_byte(capsys, run, tmp_path):
+    whole = run[1].read_bytes()
+    path = tmp_path / "cut.h5"
+    lengths = {*range(0, 600, 7), *range(600, len(whole), 997), *range(len(whole) - 40, len(whole))}
+    for length in sorted(lengths):
+        path.write_bytes(whole[:length])
+        for command in (["trace", "info"], ["trace", "validate"], ["energy"]):
+            assert "cut.h5" in refused(capsys, *command, path)
+
+
+def test_a_trace_of_a_newer_version(capsys, run, tmp_path):
+    whole = bytearray(run[1].read_bytes())
+    place = whole.index(b"1.0")
+    whole[place : place + 1] = b"2"
+    path = tmp_path / "newer.h5"
+    path.write_bytes(whole)
+    message = refused(capsys, "trace", "info", path)
+    assert "version" in message
+    assert "2.0" in message
+
+
+def test_a_file_that_is_no_trace(capsys, tmp_path):
+    path = tmp_path / "other.h5"
+    with h5py.File(path, "w") as other:
+        other["x"] = np.zeros(3)
+    refused(capsys, "trace", "info", path)
+    refused(capsys, "trace", "info", tmp_path)
+
+
+def test_a_network_with_a_weight_that_is_no_number(capsys, trained, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(trained.path, folder)
+    weights = folder / "weights.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-2:] = b"\x00\x7e"
+    weights.write_bytes(raw)
+    assert "weights.safetensors" in refused(capsys, "run", folder)
+    weights.write_bytes(raw[: len(raw) // 2])
+    assert "weights.safetensors" in refused(capsys, "run", folder)
+
+
+def test_a_full_path_serves_as_well_as_a_name(capsys, trained):
+    assert json_of(capsys, "run", Path(trained.path), "a dog runs .")["model"] == MODEL
