@@ -17,6 +17,9 @@ else:
     import tomli as tomllib
 
 
+_KINDS: dict[str, list[type]] = {"str": [str], "int": [int], "float": [int, float]}
+
+
 @dataclass(frozen=True)
 class Accelerator:
     """An accelerator of E-PUR's kind; units and sources stand in ``data/accelerators/*.toml``.
@@ -56,7 +59,7 @@ class Accelerator:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            kinds = {"str": [str], "int": [int], "float": [int, float]}[str(field.type)]
+            kinds = _KINDS[str(field.type)]
             if type(value) not in kinds:
                 raise AcceleratorError(
                     self.name, field.name, f"is {value!r}", f"give one {field.type}"

@@ -1,0 +1,61 @@
+/* AVX-512 by SIMDe, in plain C, for CPUs without it: what `tests/test_avx512.py` compiles that level's kernel with. */
+#ifndef EPUR_PORTABLE_IMMINTRIN_H
+#define EPUR_PORTABLE_IMMINTRIN_H
+
+#include_next <immintrin.h>
+
+#define SIMDE_X86_AVX512F_NO_NATIVE
+#define SIMDE_X86_AVX512BW_NO_NATIVE
+#define SIMDE_X86_AVX512DQ_NO_NATIVE
+#define SIMDE_X86_AVX512VL_NO_NATIVE
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+
+#define __m512 simde__m512
+#define __m512i simde__m512i
+#define __mmask16 simde__mmask16
+#define _mm512_loadu_ps(p) simde_mm512_loadu_ps(p)
+#define _mm512_storeu_ps(p, v) simde_mm512_storeu_ps(p, v)
+#define _mm512_set1_ps(s) simde_mm512_set1_ps(s)
+#define _mm512_set1_epi32(s) simde_mm512_set1_epi32(s)
+#define _mm512_add_ps(a, b) simde_mm512_add_ps(a, b)
+#define _mm512_sub_ps(a, b) simde_mm512_sub_ps(a, b)
+#define _mm512_mul_ps(a, b) simde_mm512_mul_ps(a, b)
+#define _mm512_div_ps(a, b) simde_mm512_div_ps(a, b)
+#define _mm512_abs_ps(a) simde_mm512_abs_ps(a)
+#define _mm512_xor_si512(a, b) simde_mm512_xor_si512(a, b)
+#define _mm512_castps_si512(a) simde_mm512_castps_si512(a)
+#define _mm512_castsi512_ps(a) simde_mm512_castsi512_ps(a)
+#define _mm512_fmadd_ps(a, b, c) simde_mm512_fmadd_ps(a, b, c)
+#define _mm512_fmsub_ps(a, b, c) simde_mm512_fmsub_ps(a, b, c)
+#define _mm512_fnmadd_ps(a, b, c) simde_mm512_fnmadd_ps(a, b, c)
+#undef _mm512_cmp_ps_mask
+#define _mm512_cmp_ps_mask(a, b, c) simde_mm512_cmp_ps_mask(a, b, c)
+
+/* SIMDe leaves these to the machine; two halves on AVX and F16C do the same. minps and maxps give the second operand
+ * where one is not a number, as Intel's manual has it for all widths. */
+#define HALVES(name, call)                                             \
+    static inline simde__m512 name(simde__m512 a, simde__m512 b) {     \
+        simde__m512_private x = simde__m512_to_private(a), y = simde__m512_to_private(b); \
+        for (int i = 0; i < 2; i++) x.m256[i] = call(x.m256[i], y.m256[i]); \
+        return simde__m512_from_private(x);                            \
+    }
+HALVES(portable_min, _mm256_min_ps)
+HALVES(portable_max, _mm256_max_ps)
+#define _mm512_min_ps(a, b) portable_min(a, b)
+#define _mm512_max_ps(a, b) portable_max(a, b)
+
+static inline simde__m512 portable_cvtph(__m256i h) {
+    simde__m512_private r;
+    r.m256[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(h));
+    r.m256[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1));
+    return simde__m512_from_private(r);
+}
+static inline __m256i portable_cvtps(simde__m512 v) {
+    const simde__m512_private x = simde__m512_to_private(v);
+    return _mm256_set_m128i(_mm256_cvtps_ph(x.m256[1], 0), _mm256_cvtps_ph(x.m256[0], 0));
+}
+#define _mm512_cvtph_ps(h) portable_cvtph(h)
+#define _mm512_cvtps_ph(v, mode) portable_cvtps(v)
+
+#endif
