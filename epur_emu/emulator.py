@@ -86,9 +86,10 @@ class Engine:
                 "mixes formats that no kernel has",
                 f"use {', '.join(ARITHMETICS)}",
             )
+        self._dtype = np.float16 if a.bit_exact else np.float32
         if self.check_finite:
             for layer in self.network.passes:
-                layer.check_finite()
+                layer.check_finite(self._dtype)
 
     def _checked(self, layer: LstmLayer, values: npt.ArrayLike, what: str, axes: int) -> F32:
         array = np.asarray(values, np.float32)
@@ -98,10 +99,15 @@ class Engine:
                 layer.name, what, f"has shape {array.shape}",
                 f"give {'(T, ' if axes == 2 else '('}{width})",
             )  # fmt: skip
-        if self.check_finite and not np.isfinite(array).all():
-            index = [int(n) for n in np.argwhere(~np.isfinite(array))[0]]
+        if not self.check_finite:
+            return array
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(self._dtype, copy=False))
+        if not finite.all():
+            index = [int(n) for n in np.argwhere(~finite)[0]]
             raise NetworkError(
-                layer.name, f"{what}, index {index}", f"is {array[tuple(index)]}",
+                layer.name, f"{what}, index {index}",
+                f"is {array[tuple(index)]}, not finite in {np.dtype(self._dtype)}",
                 "give finite values, or switch the check off to let it propagate",
             )  # fmt: skip
         return array

@@ -68,18 +68,22 @@ class LstmLayer:
                 )
             array.flags.writeable = False
 
-    def check_finite(self) -> None:
-        """Raise `NetworkError`, naming gate and index, if a weight is infinite or not a number."""
+    def check_finite(self, dtype: npt.DTypeLike = np.float32) -> None:
+        """Raise `NetworkError`, naming gate and index, if a weight is not finite in this type."""
         for field in ("w_x", "w_h", "bias", "peepholes"):
             array = getattr(self, field)
-            if array is None or np.isfinite(array).all():
+            if array is None:
                 continue
-            gate, *index = (int(n) for n in np.argwhere(~np.isfinite(array))[0])
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(array.astype(dtype, copy=False))
+            if finite.all():
+                continue
+            gate, *index = (int(n) for n in np.argwhere(~finite)[0])
             names = ("i", "f", "o") if field == "peepholes" else GATES
             raise NetworkError(
                 self.name,
                 f"{field}, gate {names[gate]}, index {index}",
-                f"is {array[(gate, *index)]}",
+                f"is {array[(gate, *index)]}, not finite in {np.dtype(dtype)}",
                 "give finite weights, or switch the check off to let it propagate",
             )
 

@@ -298,6 +298,10 @@ def test_bad_input_is_named():
     x[1, 3] = np.nan
     with pytest.raises(NetworkError, match=r"input, index \[1, 3\] is nan"):
         Engine(network, FP16_ARITHMETIC).sequence(x)
+    x[1, 3] = 65520.0
+    Engine(network, ARITHMETICS["float32"]).sequence(x)
+    with pytest.raises(NetworkError, match=r"index \[1, 3\] is 65520.0, not finite in float16"):
+        Engine(network, FP16_ARITHMETIC).sequence(x)
     with pytest.raises(NetworkError, match="alpha is 0"):
         Engine(network, FP16_ARITHMETIC, "epur-mwl").sequence(np.zeros((2, 6)))
     with pytest.raises(FormatError, match="one of"):

@@ -171,7 +171,7 @@ def _burst_loops(m: Machine, size: int) -> list[Loop]:
     return [(count // group, m.sx, 1), (group, m.burst, 0)]
 
 
-def _order_pass(b: Builder, shape: LayerShape, given: Given, layer: int, direction: int) -> int:
+def _order_pass(b: Builder, shape: LayerShape, given: Given, direction: int) -> int:
     return run_pass(b, shape, given)
 
 

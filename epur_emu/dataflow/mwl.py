@@ -49,8 +49,8 @@ def check(m: Machine, shape: LayerShape, steps: int, pitch: int) -> None:
     m.need(steps * nx * m.sx, place, m.half, f"the input of {steps} steps of {name}", fewer)
 
 
-def run_pass(b: Builder, shape: LayerShape, given: Given, layer: int, direction: int) -> int:
-    """Emit one pass; returns the cycle after its last write of h."""
+def run_pass(b: Builder, shape: LayerShape, given: Given, direction: int) -> int:
+    """Emit one pass, number `direction` of its layer; returns the cycle after its last write of h."""
     m, steps, cells = b.machine, given.steps, shape.cells
     nx, nh = m.subs(shape.inputs), m.subs(cells)
     latency = m.accelerator.dpu_latency

@@ -47,12 +47,12 @@ class Order:
         Raises `AcceleratorError` where a pass of so many steps, with so many bytes of output rows,
         does not fit.
     run_pass : callable
-        Emits a pass of layer number n, pass number d; returns the cycle after its end.
+        Emits a pass, number d of its layer; returns the cycle after its end.
     """
 
     weight_bytes: Callable[[Machine, LayerShape], int]
     check: Callable[[Machine, LayerShape, int, int], None]
-    run_pass: Callable[[Builder, LayerShape, Given, int, int], int]
+    run_pass: Callable[[Builder, LayerShape, Given, int], int]
 
 
 def sequence(
@@ -95,7 +95,7 @@ def sequence(
                 number % 2 * m.half if number else inputs, place, half, m.pitch(layer),
                 "dram" if given_state else "zero", states.get(p.name, 0),
             )  # fmt: skip
-            cycle = order.run_pass(b, p, given, number, d)
+            cycle = order.run_pass(b, p, given, d)
             place += p.cells * m.xe
     cycle = store(b, shape[-1][-1].name, len(shape) % 2 * m.half, outputs, final, cycle)
     return Schedule(b.phases(), cycle, m.components(), end)
