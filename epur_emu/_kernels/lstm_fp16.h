@@ -21,14 +21,20 @@
 #include "lstm_fp16_api.h"
 
 typedef struct {
-    int64_t overflow, underflow;
+    vc overflow, underflow;
 } counts;
+
+static inline counts none_seen(void) {
+    const counts n = {vc_zero(), vc_zero()};
+    return n;
+}
 
 /* LOCK vectors of neurons go through the tree side by side, in LOCK_ROWS rows of 16: the chain of one rounding is
  * some ten cycles long, and only independent neighbours in program order fill it. */
 #define LOCK 4
 #define LOCK_ROWS (LOCK / VN ? LOCK / VN : 1)
 #define LANES (LOCK * VW)
+#define ALIGNED __attribute__((aligned(64)))
 #define EACH for (int i = 0; i < LOCK; i++)
 
 static inline void fetch(vf *a, const float *from) { EACH a[i] = vf_load(from + i * VW); }
@@ -116,8 +122,8 @@ DEFINE_TREE(tree_wide, float, load_wide)
 
 static inline vf round_counted(vf v, uint16_t *code, counts *n) {
     const vf r = vf_round(v, code), magnitude = vf_abs(v), infinite = vf_set(INFINITY);
-    n->overflow += vf_count(vm_and(vf_eq(vf_abs(r), infinite), vf_lt(magnitude, infinite)));
-    n->underflow += vf_count(vm_and(vf_lt(magnitude, vf_set(0x1p-14f)), vf_ne(r, v)));
+    n->overflow = vc_add(n->overflow, vm_and(vf_eq(vf_abs(r), infinite), vf_lt(magnitude, infinite)));
+    n->underflow = vc_add(n->underflow, vm_and(vf_lt(magnitude, vf_set(0x1p-14f)), vf_ne(r, v)));
     return r;
 }
 
@@ -134,7 +140,7 @@ static vf tree_any(const uint16_t *w, const float *x, counts *n) {
 
 /* LOCK_ROWS rows with that tree; the number of overflows. */
 static int64_t dot_any(const uint16_t *w, const float *x, float *acc, ptrdiff_t subs) {
-    counts n = {0, 0};
+    counts n = none_seen();
     for (int at = 0; at < LOCK_ROWS * 16; at += VW) {
         const uint16_t *row = w + at / 16 * subs * 256 + at % 16;
         vf sum = vf_load(acc + at);
@@ -144,7 +150,7 @@ static int64_t dot_any(const uint16_t *w, const float *x, float *acc, ptrdiff_t 
         }
         vf_store(acc + at, sum);
     }
-    return n.overflow;
+    return vc_sum(n.overflow);
 }
 
 /* acc[v] += W x[v] for nv vectors x and all rows of W.
@@ -156,7 +162,7 @@ static int64_t dot_any(const uint16_t *w, const float *x, float *acc, ptrdiff_t 
 void LEVEL(dot)(const uint16_t *w, const float *x, float *acc, const uint8_t *safe, ptrdiff_t rows, ptrdiff_t subs,
                 ptrdiff_t nv, int64_t *overflow) {
     const ptrdiff_t inputs = subs * 16, pitch = rows * 16;
-    float wide[16 * LANES], level[2][8 * LANES];
+    float wide[16 * LANES] ALIGNED, level[2][8 * LANES] ALIGNED, none[LANES] ALIGNED = {0};
     for (ptrdiff_t row = 0; row < rows; row += LOCK_ROWS, w += inputs * 16 * LOCK_ROWS) {
         int any_safe = 0;
         for (ptrdiff_t v = 0; v < nv; v++) {
@@ -166,7 +172,7 @@ void LEVEL(dot)(const uint16_t *w, const float *x, float *acc, const uint8_t *sa
         if (!any_safe) continue;
         for (int part = 0; part < LOCK_ROWS * VN; part += LOCK) { /* one, but for the scalar level */
             const uint16_t *at = w + part * VW;
-            float *a = acc + row * 16 + part * VW, none[LANES] = {0}, *before = none;
+            float *a = acc + row * 16 + part * VW, *before = none;
             int now = 0;
             memset(level[1], 0, sizeof level[1]); /* the pipeline begins with a tree of +0 for nobody */
             for (ptrdiff_t s = 0; s < subs; s++) {
@@ -193,13 +199,11 @@ void LEVEL(dot)(const uint16_t *w, const float *x, float *acc, const uint8_t *sa
 static inline vf exp_of(vf v, const uint16_t *table, counts *n) {
     uint16_t code[16];
     vf_round(v, code); /* v is an fp16 value; only its code is wanted */
-    for (int i = 0; i < VW; i++) {
-        const uint16_t in = code[i], out = table[in];
-        code[i] = out;
-        n->overflow += out == 0x7c00u && in != 0x7c00u;
-        n->underflow += (out & 0x7c00u) == 0 && in != 0xfc00u;
-    }
-    return vf_half(code);
+    for (int i = 0; i < VW; i++) code[i] = table[code[i]];
+    const vf e = vf_half(code), infinite = vf_set(INFINITY);
+    n->overflow = vc_add(n->overflow, vm_and(vf_eq(e, infinite), vf_lt(v, infinite)));
+    n->underflow = vc_add(n->underflow, vm_and(vf_lt(e, vf_set(0x1p-14f)), vf_lt(vf_neg(infinite), v)));
+    return e;
 }
 
 #define ROUND(e) round_counted(e, code, n)
@@ -255,13 +259,13 @@ static void mu_block(const float *acc, const float *bias, const float *peep, flo
  */
 void LEVEL(mu)(const float *acc, const float *bias, const float *peep, float *c, float *h, float clamp,
                const uint16_t *table, ptrdiff_t blocks, ptrdiff_t nv, int64_t *seen) {
-    counts n = {0, 0};
+    counts n = none_seen();
     for (ptrdiff_t v = 0; v < nv; v++)
         for (ptrdiff_t b = 0; b < blocks; b++)
             mu_block(acc + (v * blocks + b) * 64, bias + b * 64, peep ? peep + b * 48 : NULL, c + (v * blocks + b) * 16,
                      h + (v * blocks + b) * 16, clamp, table, &n);
-    seen[0] += n.overflow;
-    seen[1] += n.underflow;
+    seen[0] += vc_sum(n.overflow);
+    seen[1] += vc_sum(n.underflow);
 }
 
 /* The recurrent part of a pass, time step by time step.
@@ -294,11 +298,11 @@ void LEVEL(recurrent)(const uint16_t *w, const float *forward, const float *bias
             memcpy(acc, sums, (size_t)width * 4 * sizeof *acc);
         LEVEL(dot)(w, h, acc, &safe, blocks * 4, blocks, 1, seen);
         if (separate) {
-            counts n = {0, 0};
+            counts n = none_seen();
             uint16_t code[16];
             for (ptrdiff_t k = 0; k < width * 4; k += VW)
                 vf_store(acc + k, round_counted(vf_add(vf_load(acc + k), vf_load(sums + k)), code, &n));
-            seen[0] += n.overflow;
+            seen[0] += vc_sum(n.overflow);
         }
         LEVEL(mu)(acc, bias, peep, c, h, clamp, table, blocks, 1, seen);
         memcpy(out + t * width, h, (size_t)width * sizeof *out);

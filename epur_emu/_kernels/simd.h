@@ -6,7 +6,7 @@
  *   vf_half(h)        fp16 codes to float32
  *   vf_round(v, code) v rounded to fp16 (nearest even, gradual underflow, overflow to infinity); its codes
  *   vf_min, vf_max    return the second operand if one is not a number
- *   vf_count(m)       number of lanes set in a mask
+ *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
 #define EPUR_SIMD_H
@@ -73,7 +73,10 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_ne(a, b) ((a) != (b))
 #define vf_lt(a, b) ((a) < (b))
 #define vm_and(a, b) ((a) & (b))
-#define vf_count(m) (m)
+typedef int64_t vc;
+#define vc_zero() 0
+#define vc_add(n, m) ((n) + (m))
+#define vc_sum(n) (n)
 
 #elif defined(LEVEL_AVX2)
 
@@ -106,7 +109,16 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_ne(a, b) _mm256_cmp_ps(a, b, _CMP_NEQ_UQ)
 #define vf_lt(a, b) _mm256_cmp_ps(a, b, _CMP_LT_OQ)
 #define vm_and(a, b) _mm256_and_ps(a, b)
-#define vf_count(m) __builtin_popcount((unsigned)_mm256_movemask_ps(m))
+typedef __m256i vc;
+#define vc_zero() _mm256_setzero_si256()
+#define vc_add(n, m) _mm256_sub_epi32(n, _mm256_castps_si256(m))
+static inline int64_t vc_sum(vc n) {
+    int32_t lane[8];
+    int64_t sum = 0;
+    _mm256_storeu_si256((__m256i *)lane, n);
+    for (int i = 0; i < 8; i++) sum += lane[i];
+    return sum;
+}
 
 #elif defined(LEVEL_AVX512)
 
@@ -140,7 +152,10 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_ne(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
 #define vf_lt(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
 #define vm_and(a, b) ((vm)((a) & (b)))
-#define vf_count(m) __builtin_popcount((unsigned)(m))
+typedef int64_t vc;
+#define vc_zero() 0
+#define vc_add(n, m) ((n) + __builtin_popcount((unsigned)(m)))
+#define vc_sum(n) (n)
 
 #endif
 
