@@ -31,7 +31,7 @@ extensions = [
 version = re.search(r'__version__ = "(.+)"', (ROOT / "epur_emu/version.py").read_text())
 assert version, "epur_emu/version.py states no __version__"
 
-evaluate = ["sacrebleu>=2.3"]
+evaluate = ["sacrebleu>=2.3", "threadpoolctl>=3.1"]
 extras = {
     "evaluate": evaluate,
     "plot": ["matplotlib>=3.7"],

@@ -322,9 +322,10 @@ class Translation:
         """
         try:
             import sacrebleu
+            from threadpoolctl import threadpool_limits
         except ImportError as error:
             raise EpurError(
-                "evaluate", "sacrebleu", "is not installed", "pip install 'epur_emu[evaluate]'"
+                "evaluate", str(error.name), "is not installed", "pip install 'epur_emu[evaluate]'"
             ) from error
         if sources is None or references is None:
             sources, references = read_pairs("test_2016_flickr")
@@ -334,7 +335,9 @@ class Translation:
                 "evaluate", "sources", f"are {len(sources)} for {len(references)} references",
                 "give as many, and at least one",
             )  # fmt: skip
-        outputs = self.search([self.source(text) for text in sources], beam, progress=progress)
+        # A sentence's matrices are small: further threads of numpy's would only wait for each other.
+        with threadpool_limits(1):
+            outputs = self.search([self.source(text) for text in sources], beam, progress=progress)
         bleu = sacrebleu.corpus_bleu(
             [o.text for o in outputs], [list(references)], tokenize="none", force=True
         )
