@@ -139,7 +139,10 @@ class Accelerator:
             raise AcceleratorError(
                 text, "TOML", f"is damaged ({error})", "mend the file"
             ) from error
-        return cls.from_dict(plain, text)
+        try:
+            return cls.from_dict(plain, text)
+        except AcceleratorError as error:
+            raise AcceleratorError(text, error.field, error.problem, error.remedy) from error
 
 
 _PRESETS = resources.files("epur_emu") / "data" / "accelerators"

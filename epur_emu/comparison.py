@@ -45,7 +45,9 @@ def task(
     if name not in TASKS:
         raise ModelError(model.path, "task", f"is {name!r}", f"use one of {', '.join(TASKS)}")
     engines = {
-        key: Engine(network, arithmetic, accelerator.dataflow, model.alpha, level)
+        key: Engine(
+            network, arithmetic, accelerator.dataflow, model.alpha, level, width=accelerator.width
+        )
         for key, network in model.networks.items()
     }
     return TASKS[name](model, engines)

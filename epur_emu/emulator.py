@@ -12,7 +12,7 @@ import numpy.typing as npt
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.dataflow import Schedule, schedule_sequence
-from epur_emu.engine_fp16 import PackedPass, level_number
+from epur_emu.engine_fp16 import LANES, PackedPass, level_number
 from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP16, LinearFormat
 from epur_emu.network import LstmLayer, Network
@@ -55,14 +55,16 @@ class Engine:
     level : str, optional
         CPU level of the kernel: ``scalar``, ``avx2``, ``avx512``; by default the best, or `EPUR_SIMD`.
     check_finite : bool
-        Whether weights and inputs that are infinite or not a number are refused.
+        Whether weights and inputs that are not finite in the arithmetic's formats are refused.
+    width : int
+        DPU width: how many products an adder tree takes.
 
     Raises
     ------
     NetworkError
         A weight is not finite.
     FormatError
-        The arithmetic has no kernel, or the level can't run here.
+        The arithmetic or the width has no kernel, or the level can't run here.
     """
 
     network: Network
@@ -71,6 +73,7 @@ class Engine:
     alpha: Mapping[str, float] | None = None
     level: str | None = None
     check_finite: bool = True
+    width: int = LANES
     stats: dict[str, LayerStats] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,11 @@ class Engine:
                 "mixes formats that no kernel has",
                 f"use {', '.join(ARITHMETICS)}",
             )
+        if a.bit_exact and self.width != LANES:
+            raise FormatError(
+                "accelerator", "width", f"is {self.width}, no kernel has such an adder tree",
+                f"use {LANES}, or arithmetic float32 for accesses and energy alone",
+            )  # fmt: skip
         self._dtype = np.float16 if a.bit_exact else np.float32
         if self.check_finite:
             for layer in self.network.passes:
@@ -335,7 +343,9 @@ def emulate(
         The input, the arithmetic or the sizes can't be used; the message says how to mend it.
     """
     accelerator = accelerator or Accelerator.load("epur")
-    engine = Engine(network, arithmetic, accelerator.dataflow, alpha, level, check_finite)
+    engine = Engine(
+        network, arithmetic, accelerator.dataflow, alpha, level, check_finite, accelerator.width
+    )
     layers = engine.sequence(inputs, initial)
     steps = len(layers[-1])
     schedule = schedule_sequence(network.shape, steps, arithmetic, accelerator, initial is not None)

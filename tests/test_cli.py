@@ -12,10 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from epur_emu import cli
+from epur_emu import accelerator, cli
 from epur_emu.comparison import load_model
 
 MODEL = "translate-en-de"
+PRESETS = Path(accelerator.__file__).parent / "data" / "accelerators"
 SENTENCE = "two dogs are playing in the snow ."
 
 
@@ -152,6 +153,13 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "empty" in refused(capsys, "run", MODEL, "  \t ")
     assert "epur-fp16" in refused(capsys, "run", MODEL, "--arithmetic", "fp17")
     assert "epur-mwl" in refused(capsys, "run", MODEL, "--accelerator", "tpu")
+    broken = tmp_path / "broken.toml"
+    preset = (PRESETS / "epur.toml").read_text()
+    broken.write_text(preset.replace("value = 16\n", 'value = "16"\n', 1))
+    message = refused(capsys, "run", MODEL, "--accelerator", broken)
+    assert "broken.toml: width is '16'; give one int" in message
+    broken.write_text(preset.replace("value = 16\n", "value = 32\n", 1))
+    assert "width is 32" in refused(capsys, "run", MODEL, "--accelerator", broken)
     assert "table" in refused(capsys, "run", MODEL, "--table", "none")
     assert "--help" in refused(capsys, "run", MODEL, "--beam", "0")
     assert "--help" in refused(capsys, "walk")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -306,6 +307,10 @@ def test_bad_input_is_named():
         Engine(network, FP16_ARITHMETIC, "epur-mwl").sequence(np.zeros((2, 6)))
     with pytest.raises(FormatError, match="one of"):
         Engine(network, FP16_ARITHMETIC, level="mmx")
+    wide = replace(Accelerator.load("epur"), width=32)
+    with pytest.raises(FormatError, match="width is 32"):
+        emulate(network, np.zeros((2, 6)), FP16_ARITHMETIC, wide)
+    assert emulate(network, np.zeros((2, 6)), ARITHMETICS["float32"], wide).cycles > 0
     with pytest.raises(NetworkError, match=r"w_x, gate f, index \[2, 1\] is inf"):
         weights = np.zeros((4, 3, 2), np.float16)
         weights[1, 2, 1] = np.inf
