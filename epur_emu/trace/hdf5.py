@@ -155,7 +155,7 @@ def save(path: str | os.PathLike[str], content: Content) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _image(content: Content) -> memoryview:
+def _image(content: Content) -> bytes:
     """The file, its user block still empty."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", userblock_size=SEAL_BYTES) as file:
@@ -174,7 +174,8 @@ def _image(content: Content) -> memoryview:
                 _put(group, "address", _differences(own.address))
                 _put(group, "op", own.op)
                 _put(group, "bytes", own.bytes)
-    return buffer.getbuffer()
+    # A copy: CPython 3.12.1 crashes when it collects a BytesIO together with a view of its buffer.
+    return buffer.getvalue()
 
 
 def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
