@@ -102,6 +102,11 @@ def _blocked(vectors: npt.NDArray[np.floating]) -> F32:
     )
 
 
+def _by_sub_vector(vectors: F32) -> F32:
+    """(N, elements) to (elements / 16, N, 16): what the kernel reads together lies together."""
+    return np.ascontiguousarray(vectors.reshape(len(vectors), -1, LANES).swapaxes(0, 1))
+
+
 @dataclass
 class PackedPass:
     """One pass with its weights as the kernels want them, 16 bits each."""
@@ -149,7 +154,7 @@ class PackedPass:
             bound = self.norm_x * np.abs(x).max(-1, initial=0.0).astype(np.float64)
             bound[np.isnan(bound)] = np.inf
         safe = (bound <= kernels.SAFE_SUM).astype(np.uint8)
-        kernels.dot(level, self.w_x, x, sums, safe, seen)
+        kernels.dot(level, self.w_x, _by_sub_vector(x), sums, safe, seen)
         return sums, bound
 
     def sequence(
@@ -199,7 +204,7 @@ class PackedPass:
         with np.errstate(all="ignore"):
             bound = bound + self.norm_h * np.abs(before).max(-1, initial=0.0)
             safe = (bound <= kernels.SAFE_SUM).astype(np.uint8)
-        kernels.dot(level, self.w_h, before, sums, safe, seen)
+        kernels.dot(level, self.w_h, _by_sub_vector(before), sums, safe, seen)
         out = np.empty_like(before)
         kernels.mu(level, sums, self.bias, self.peepholes, cell, out, self.clamp, exp_table(), seen)
         return canonical(out[:, : self.cells]), canonical(cell[:, : self.cells])

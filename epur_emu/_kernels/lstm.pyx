@@ -52,12 +52,12 @@ SAFE_SUM = EPUR_SAFE_SUM
 SAFE_SUBS = 1024
 
 
-def dot(int level, const uint16_t[:, :, ::1] w, const float[:, ::1] x, float[:, :, ::1] acc,
+def dot(int level, const uint16_t[:, :, ::1] w, const float[:, :, ::1] x, float[:, :, ::1] acc,
         const uint8_t[::1] safe, int64_t[::1] seen):
-    """Add W x[v] to acc[v]: w IN (rows, inputs, 16), x IN (nv, inputs), acc INOUT (nv, rows, 16)."""
+    """Add W x[v] to acc[v]: w IN (rows, inputs, 16), x IN (inputs / 16, nv, 16), acc INOUT (nv, rows, 16)."""
     with nogil:
         if acc.shape[0] and w.shape[0] and w.shape[1]:
-            epur_dot(level, &w[0, 0, 0], &x[0, 0], &acc[0, 0, 0], &safe[0], w.shape[0],
+            epur_dot(level, &w[0, 0, 0], &x[0, 0, 0], &acc[0, 0, 0], &safe[0], w.shape[0],
                      w.shape[1] // 16, acc.shape[0], &seen[0])
 
 

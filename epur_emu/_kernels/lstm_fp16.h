@@ -34,11 +34,19 @@ static inline counts none_seen(void) {
 #define LOCK 4
 #define LOCK_ROWS (LOCK / VN ? LOCK / VN : 1)
 #define LANES (LOCK * VW)
+/* Vectors that share one conversion of the weights. */
+#define TILE 32
 #define ALIGNED __attribute__((aligned(64)))
 #define EACH for (int i = 0; i < LOCK; i++)
 
 static inline void fetch(vf *a, const float *from) { EACH a[i] = vf_load(from + i * VW); }
 static inline void put(float *to, const vf *a) { EACH vf_store(to + i * VW, a[i]); }
+
+static inline void copy_lanes(float *to, const float *from) {
+    vf a[LOCK];
+    fetch(a, from);
+    put(to, a);
+}
 
 static inline void products(vf *p, const vf *w, float x) {
     vf t[LOCK];
@@ -138,15 +146,15 @@ static vf tree_any(const uint16_t *w, const float *x, counts *n) {
     return level[0];
 }
 
-/* LOCK_ROWS rows with that tree; the number of overflows. */
-static int64_t dot_any(const uint16_t *w, const float *x, float *acc, ptrdiff_t subs) {
+/* LOCK_ROWS rows with that tree, sub-vectors of x `pitch` apart; the number of overflows. */
+static int64_t dot_any(const uint16_t *w, const float *x, ptrdiff_t pitch, float *acc, ptrdiff_t subs) {
     counts n = none_seen();
     for (int at = 0; at < LOCK_ROWS * 16; at += VW) {
         const uint16_t *row = w + at / 16 * subs * 256 + at % 16;
         vf sum = vf_load(acc + at);
         for (ptrdiff_t s = 0; s < subs; s++) {
             uint16_t code[16];
-            sum = round_counted(vf_add(sum, tree_any(row + s * 256, x + s * 16, &n)), code, &n);
+            sum = round_counted(vf_add(sum, tree_any(row + s * 256, x + s * pitch, &n)), code, &n);
         }
         vf_store(acc + at, sum);
     }
@@ -155,7 +163,7 @@ static int64_t dot_any(const uint16_t *w, const float *x, float *acc, ptrdiff_t 
 
 /* acc[v] += W x[v] for nv vectors x and all rows of W.
  *   w      IN    rows (a multiple of 4) blocks of (subs * 16 inputs, 16 neurons), fp16 codes
- *   x      IN    (nv, subs * 16), fp16 values
+ *   x      IN    (subs, nv, 16), fp16 values
  *   acc    INOUT (nv, rows, 16), fp16 values
  *   safe   IN    (nv), whether overflow is ruled out; overflow INOUT counts those seen
  */
@@ -163,34 +171,39 @@ void LEVEL(dot)(const uint16_t *w, const float *x, float *acc, const uint8_t *sa
                 ptrdiff_t nv, int64_t *overflow) {
     const ptrdiff_t inputs = subs * 16, pitch = rows * 16;
     float wide[16 * LANES] ALIGNED, level[2][8 * LANES] ALIGNED, none[LANES] ALIGNED = {0};
+    float sums[TILE * LANES] ALIGNED; /* side by side, where rows of `acc` may share one cache set */
     for (ptrdiff_t row = 0; row < rows; row += LOCK_ROWS, w += inputs * 16 * LOCK_ROWS) {
-        int any_safe = 0;
-        for (ptrdiff_t v = 0; v < nv; v++) {
-            any_safe |= safe[v];
-            if (!safe[v]) *overflow += dot_any(w, x + v * inputs, acc + v * pitch + row * 16, subs);
-        }
-        if (!any_safe) continue;
+        for (ptrdiff_t v = 0; v < nv; v++)
+            if (!safe[v]) *overflow += dot_any(w, x + v * 16, nv * 16, acc + v * pitch + row * 16, subs);
         for (int part = 0; part < LOCK_ROWS * VN; part += LOCK) { /* one, but for the scalar level */
             const uint16_t *at = w + part * VW;
-            float *a = acc + row * 16 + part * VW, *before = none;
-            int now = 0;
-            memset(level[1], 0, sizeof level[1]); /* the pipeline begins with a tree of +0 for nobody */
-            for (ptrdiff_t s = 0; s < subs; s++) {
-                if (nv == 1) {
-                    tree_half(level[now], level[now ^ 1], before, at + s * 256, inputs * 16, x + s * 16);
-                    before = a;
-                    now ^= 1;
-                    continue;
+            for (ptrdiff_t first = 0; first < nv; first += TILE) {
+                float *a = acc + first * pitch + row * 16 + part * VW;
+                ptrdiff_t place[TILE], used = 0;
+                for (ptrdiff_t v = first; v < nv && v < first + TILE; v++)
+                    if (safe[v]) place[used++] = v - first;
+                if (!used) continue;
+                for (ptrdiff_t u = 0; u < used; u++) copy_lanes(sums + u * LANES, a + place[u] * pitch);
+                float *before = none;
+                int now = 0;
+                memset(level[1], 0, sizeof level[1]); /* the pipeline begins with a tree of +0 for nobody */
+                for (ptrdiff_t s = 0; s < subs; s++) {
+                    const float *xs = x + (s * nv + first) * 16;
+                    if (used == 1) {
+                        tree_half(level[now], level[now ^ 1], before, at + s * 256, inputs * 16, xs + place[0] * 16);
+                        before = sums;
+                        now ^= 1;
+                        continue;
+                    }
+                    widen(wide, at + s * 256, inputs * 16); /* one conversion of the weights serves all vectors */
+                    for (ptrdiff_t u = 0; u < used; u++, now ^= 1) {
+                        tree_wide(level[now], level[now ^ 1], before, wide, 0, xs + place[u] * 16);
+                        before = sums + u * LANES;
+                    }
                 }
-                widen(wide, at + s * 256, inputs * 16); /* one conversion of the weights serves all vectors */
-                for (ptrdiff_t v = 0; v < nv; v++) {
-                    if (!safe[v]) continue;
-                    tree_wide(level[now], level[now ^ 1], before, wide, 0, x + v * inputs + s * 16);
-                    before = a + v * pitch;
-                    now ^= 1;
-                }
+                finish(level[now ^ 1], before);
+                for (ptrdiff_t u = 0; u < used; u++) copy_lanes(a + place[u] * pitch, sums + u * LANES);
             }
-            finish(level[now ^ 1], before);
         }
     }
 }
