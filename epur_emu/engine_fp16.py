@@ -9,7 +9,13 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from epur_emu._kernels import lstm as kernels
+try:
+    from epur_emu._kernels import lstm as kernels
+except ImportError as error:
+    raise ImportError(
+        f"the kernels are not built in {__package__} at {os.path.dirname(__file__)}: "
+        "in the source tree, pip install -e . builds them"
+    ) from error
 from epur_emu.errors import FormatError
 from epur_emu.network import LstmLayer
 
