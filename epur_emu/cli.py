@@ -270,7 +270,7 @@ def show_report(report: Report) -> None:
         share = cost.total_pj / total
         click.echo(
             f"  {name:<14}{si(cost.dynamic_pj * 1e-12, 'J'):>12}{si(cost.static_pj * 1e-12, 'J'):>12}"
-            f"{share:>9.1%}  {'#' * round(share * BAR)}"
+            f"{share:>9.1%}  {'#' * round(share * BAR)}".rstrip()
         )
 
 
