@@ -141,6 +141,17 @@ def test_overflow_and_its_neighbourhood(level):
 
 
 @pytest.mark.parametrize("level", levels())
+def test_an_infinite_step_beside_a_finite_one(level):
+    """Steps that take the long and the short rounding share one reading of the weights."""
+    w_x = np.full((4, 2, 3), 62688.0, np.float16)
+    layer = LstmLayer("pass", w_x, np.zeros((4, 2, 2), np.float16), np.zeros((4, 2), np.float16))
+    x = np.array([[0, 0, 1.046], [0, 0, 0], [0, 0, 0.5]], np.float16)
+    wanted, _ = oracle.evaluate_pass(layer, x, FP16_ARITHMETIC)
+    assert np.isfinite(wanted).all()
+    assert same_bits(run(layer, x, None, FP16_ARITHMETIC, "epur", 1.0, level), wanted)
+
+
+@pytest.mark.parametrize("level", levels())
 def test_every_product_of_two_binades(level):
     """All pairs of a binade's 1,024 significands, where products round up, down and tie."""
     m = (np.arange(1024, dtype=np.uint16) | 0x3C00).view(np.float16)
