@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from epur_emu.accelerator import Accelerator
@@ -149,11 +149,7 @@ def run(
     source = emulated.source(text)
     (wanted,) = reference.search([source], beam)
     (found,) = emulated.search([source], beam)
-    stats = {
-        name: replace(s)
-        for e in (emulated.encoder, emulated.decoder)
-        for name, s in e.stats.items()
-    }
+    stats = emulated.encoder.stats | emulated.decoder.stats
     theirs, ours = (t.outputs(source, found.symbols) for t in (reference, emulated))
     layers = tuple(
         Layer(name, float(abs(ours[name] - theirs[name]).max()), s.overflow, s.underflow)

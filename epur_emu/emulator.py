@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,7 @@ from epur_emu.version import __version__
 F32 = npt.NDArray[np.float32]
 
 
-@dataclass
+@dataclass(frozen=True)
 class LayerStats:
     """What happened in one pass, summed over all its evaluations.
 
@@ -74,10 +74,8 @@ class Engine:
     level: str | None = None
     check_finite: bool = True
     width: int = LANES
-    stats: dict[str, LayerStats] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stats = {p.name: LayerStats(p.name) for p in self.network.passes}
         self._seen = {p.name: np.zeros(2, np.int64) for p in self.network.passes}
         self._level = level_number(self.level)
         a = self.arithmetic
@@ -98,6 +96,11 @@ class Engine:
         if self.check_finite:
             for layer in self.network.passes:
                 layer.check_finite(self._dtype)
+
+    @property
+    def stats(self) -> dict[str, LayerStats]:
+        """What was counted so far, by the pass's name."""
+        return {name: LayerStats(name, *map(int, seen)) for name, seen in self._seen.items()}
 
     def _checked(self, layer: LstmLayer, values: npt.ArrayLike, what: str, axes: int) -> F32:
         array = np.asarray(values, np.float32)
@@ -161,7 +164,7 @@ class Engine:
 
     def _pass(self, p: LstmLayer, x: F32, h: F32 | None, c: F32 | None) -> F32:
         if not self.arithmetic.bit_exact:
-            return self._float(p).sequence(x, h, c)
+            return self.floats[p.name].sequence(x, h, c)
         largest = alpha = None
         if self.order == "epur-mwl":
             largest = 0
@@ -169,7 +172,6 @@ class Engine:
                 largest, alpha = self.arithmetic.partial.max, self._alpha(p)
         seen = self._seen[p.name]
         out, _ = self._packed[p.name].sequence(self._level, x, h, c, largest, alpha, seen)
-        self._note(p)
         return out
 
     def _alpha(self, p: LstmLayer) -> float:
@@ -199,25 +201,17 @@ class Engine:
         (p,) = self.network.layers[layer]
         x = self._checked(p, x, "input", 2)
         if not self.arithmetic.bit_exact:
-            return self._float(p).step(x, h, c)
-        result = self._packed[p.name].step(self._level, x, h, c, self._seen[p.name])
-        self._note(p)
-        return result
-
-    def _note(self, p: LstmLayer) -> None:
-        stats, seen = self.stats[p.name], self._seen[p.name]
-        stats.overflow, stats.underflow = int(seen[0]), int(seen[1])
+            return self.floats[p.name].step(x, h, c)
+        return self._packed[p.name].step(self._level, x, h, c, self._seen[p.name])
 
     @cached_property
     def _packed(self) -> dict[str, PackedPass]:
         return {p.name: PackedPass.of(p, self.arithmetic.clamp) for p in self.network.passes}
 
     @cached_property
-    def _floats(self) -> dict[str, FloatPass]:
+    def floats(self) -> dict[str, FloatPass]:
+        """The float32 reference of each pass, by its name."""
         return {p.name: FloatPass(p) for p in self.network.passes}
-
-    def _float(self, p: LstmLayer) -> FloatPass:
-        return self._floats[p.name]
 
 
 class FloatPass:
@@ -284,7 +278,7 @@ def calibrate(network: Network, sequences: Iterable[npt.ArrayLike]) -> dict[str,
         inputs = [x, *engine.sequence(x)[:-1]]
         for layer, given in zip(network.layers, inputs, strict=True):
             for p in layer:
-                sums = FloatPass(p).forward(given)
+                sums = engine.floats[p.name].forward(given)
                 alpha[p.name] = max(alpha[p.name], float(np.abs(sums).max(initial=0.0)))
     return alpha
 

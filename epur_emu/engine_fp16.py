@@ -145,11 +145,9 @@ class PackedPass:
         """Cells, padded to whole blocks."""
         return int(self.w_h.shape[1])
 
-    def state(self, values: npt.ArrayLike | None, shape: tuple[int, ...] = ()) -> F32:
-        """A state rounded and padded; zeros of shape (*shape, width) if none is given."""
-        if values is None:
-            return np.zeros((*shape, self.width), np.float32)
-        return _padded(values, self.width)
+    def state(self, values: npt.ArrayLike | None) -> F32:
+        """A new array: a state rounded and padded, or one state of zeros."""
+        return _padded(np.zeros(self.cells) if values is None else values, self.width)
 
     def forward(
         self, level: int, x: F32, seen: npt.NDArray[np.int64]
@@ -179,7 +177,7 @@ class PackedPass:
         """
         x = _padded(inputs, self.w_x.shape[1])
         out = np.empty((len(x), self.width), np.float32)
-        state, cell = self.state(h).copy(), self.state(c).copy()
+        state, cell = self.state(h), self.state(c)
         scratch = np.empty(4 * self.width, np.float32)
         table = exp_table()
         starts = list(range(0, len(x), BLOCK))

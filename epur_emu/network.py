@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -191,7 +191,3 @@ class Network:
                 if array is not None:
                     digest.update(np.ascontiguousarray(array, np.float32).tobytes())
         return digest.hexdigest()[:16]
-
-    def renamed(self, name: str) -> Network:
-        """The same layers under another name."""
-        return replace(self, name=name)

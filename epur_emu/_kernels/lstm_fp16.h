@@ -170,7 +170,7 @@ static int64_t dot_any(const uint16_t *w, const float *x, ptrdiff_t pitch, float
 void LEVEL(dot)(const uint16_t *w, const float *x, float *acc, const uint8_t *safe, ptrdiff_t rows, ptrdiff_t subs,
                 ptrdiff_t nv, int64_t *overflow) {
     const ptrdiff_t inputs = subs * 16, pitch = rows * 16;
-    float wide[16 * LANES] ALIGNED, level[2][8 * LANES] ALIGNED, none[LANES] ALIGNED = {0};
+    float wide[16 * LANES] ALIGNED, level[2][8 * LANES] ALIGNED;
     float sums[TILE * LANES] ALIGNED; /* side by side, where rows of `acc` may share one cache set */
     for (ptrdiff_t row = 0; row < rows; row += LOCK_ROWS, w += inputs * 16 * LOCK_ROWS) {
         for (ptrdiff_t v = 0; v < nv; v++)
@@ -184,9 +184,9 @@ void LEVEL(dot)(const uint16_t *w, const float *x, float *acc, const uint8_t *sa
                     if (safe[v]) place[used++] = v - first;
                 if (!used) continue;
                 for (ptrdiff_t u = 0; u < used; u++) copy_lanes(sums + u * LANES, a + place[u] * pitch);
-                float *before = none;
+                float *before = sums;
                 int now = 0;
-                memset(level[1], 0, sizeof level[1]); /* the pipeline begins with a tree of +0 for nobody */
+                memset(level[1], 0, sizeof level[1]); /* begins with a tree of +0: adds nothing */
                 for (ptrdiff_t s = 0; s < subs; s++) {
                     const float *xs = x + (s * nv + first) * 16;
                     if (used == 1) {
