@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from importlib import resources
@@ -10,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from epur_emu.errors import AcceleratorError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from epur_emu.toml import read_toml
 
 _KINDS: dict[str, list[type]] = {"str": [str], "int": [int], "float": [int, float]}
 
@@ -128,17 +122,12 @@ class Accelerator:
         """
         text = str(name)
         path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
-        try:
-            plain = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
+        if not path.is_file():
             raise AcceleratorError(
-                "accelerator", repr(text), "is neither a preset nor a readable file",
+                "accelerator", repr(text), "is neither a preset nor a file",
                 f"use one of {', '.join(presets())} or the path of a TOML file",
-            ) from error  # fmt: skip
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise AcceleratorError(
-                text, "TOML", f"is damaged ({error})", "mend the file"
-            ) from error
+            )  # fmt: skip
+        plain = read_toml(path, AcceleratorError, "mend the file")
         try:
             return cls.from_dict(plain, text)
         except AcceleratorError as error:

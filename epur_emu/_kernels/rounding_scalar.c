@@ -2,5 +2,5 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-tree-vectorize")
 #endif
-#define LEVEL_SCALAR
-#include "lstm_fp16.h"
+#define LEVEL(name) name##_scalar
+#include "rounding.h"

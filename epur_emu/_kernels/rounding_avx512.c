@@ -2,10 +2,10 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,f16c,fma"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,f16c,fma")
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,f16c,fma,prefer-vector-width=512")
 #endif
-#define LEVEL_AVX512
-#include "lstm_fp16.h"
+#define LEVEL(name) name##_avx512
+#include "rounding.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

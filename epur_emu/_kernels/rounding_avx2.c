@@ -4,8 +4,8 @@
 #else
 #pragma GCC target("avx2,f16c,fma")
 #endif
-#define LEVEL_AVX2
-#include "lstm_fp16.h"
+#define LEVEL(name) name##_avx2
+#include "rounding.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
