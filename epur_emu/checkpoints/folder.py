@@ -3,7 +3,8 @@
 Tensors are called ``{network}.{layer}.{pass}.{w_x, w_h, bias or peepholes}``, e.g.
 ``encoder.0.backward.w_x`` of shape (4, H, I) with the gates in the order i, f, g, o; arrays that
 the host uses around the LSTM are called ``host.{name}``. The card's table ``networks`` tells which
-layers and passes there are.
+layers and passes there are. A card that names a ``package`` takes its weights from there, and no
+``weights.safetensors`` is read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from epur_emu.checkpoints import silero
 from epur_emu.errors import ModelError, NetworkError
 from epur_emu.network import LstmLayer, Network
 
@@ -34,6 +36,9 @@ else:
 CARD = "card.toml"
 WEIGHTS = "weights.safetensors"
 F32 = npt.NDArray[np.float32]
+
+#: Readers of the weights that installed packages carry, by the package that a card names.
+PACKAGES = {silero.PACKAGE: silero.read_tensors}
 
 _DIRECTIONS = ("forward", "backward")
 _FIELDS = ("w_x", "w_h", "bias", "peepholes")
@@ -55,7 +60,8 @@ class Model:
     host : dict of str to float32 array
         Weights of what surrounds the LSTM: embeddings, attention and so on.
     alpha : dict of str to float
-        Largest forward partial sum of each calibrated pass, by the pass's name.
+        Calibrated magnitudes, as `emulator.calibrate` gives them: by a pass's name, and by its name
+        followed by ``.input`` and ``.hidden``.
     """
 
     name: str
@@ -78,8 +84,12 @@ def read_folder(path: str | os.PathLike[str]) -> Model:
     """
     folder = Path(path)
     card = read_card(folder)
-    source = folder / WEIGHTS
-    tensors = _read_tensors(source)
+    if "package" in card:
+        source = folder / CARD
+        tensors = PACKAGES[card["package"]]()
+    else:
+        source = folder / WEIGHTS
+        tensors = _read_tensors(source)
     networks = {}
     for name, table in card["networks"].items():
         layers = []
@@ -106,7 +116,7 @@ def read_folder(path: str | os.PathLike[str]) -> Model:
     alpha = card.get("calibration", {}).get("alpha", {})
     known = {layer.name for network in networks.values() for layer in network.passes}
     for name in alpha:
-        if name not in known:
+        if name.removesuffix(".input").removesuffix(".hidden") not in known:
             raise ModelError(
                 folder / CARD, f"calibration.alpha.{name}", "is no pass of a network",
                 f"use {', '.join(sorted(known))}",
@@ -136,6 +146,9 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     for field in ("name", "task"):
         if not isinstance(card.get(field), str):
             raise ModelError(source, field, f"is {card.get(field)!r}", "give a string")
+    package = card.get("package")
+    if package is not None and (not isinstance(package, str) or package not in PACKAGES):
+        raise ModelError(source, "package", f"is {package!r}", f"use one of {', '.join(PACKAGES)}")
     networks = card.get("networks")
     if not isinstance(networks, dict) or not networks:
         raise ModelError(source, "networks", "is no table", "give one table for each network")
@@ -224,6 +237,33 @@ def write_folder(
     except OSError as error:
         raise ModelError(
             folder, "folder", f"can't be written ({error.strerror})", "choose a writable folder"
+        ) from error
+
+
+def write_calibration(path: str | os.PathLike[str], alpha: Mapping[str, float], how: str) -> None:
+    """Replace the calibration in a folder's card.
+
+    Parameters
+    ----------
+    path : path
+    alpha : dict of str to float
+        By pass, as in `Model`.
+    how : str
+        What it was made of.
+
+    Raises
+    ------
+    ModelError
+        The card is damaged, or can't be written.
+    """
+    folder = Path(path)
+    card = read_card(folder)
+    card["calibration"] = {"data": how, "alpha": dict(alpha)}
+    try:
+        _replace(folder / CARD, to_toml(card).encode())
+    except OSError as error:
+        raise ModelError(
+            folder, "card", f"can't be written ({error.strerror})", "choose a writable folder"
         ) from error
 
 
