@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,17 @@ from typing import Any, NoReturn
 
 import click
 
-from epur_emu import comparison
+from epur_emu import comparison, sequences
 from epur_emu.accelerator import Accelerator
+from epur_emu.activations import errors
 from epur_emu.arithmetic import ARITHMETICS, arithmetic
+from epur_emu.checkpoints.folder import write_calibration
+from epur_emu.checkpoints.importers import IMPORTERS
 from epur_emu.energy import EnergyTable, Report, energy
-from epur_emu.errors import EpurError
+from epur_emu.errors import EpurError, ModelError
+from epur_emu.format_table import LISTED, describe
+from epur_emu.formats import parse
+from epur_emu.importing import import_checkpoint
 from epur_emu.trace import Trace
 from epur_emu.version import __version__
 from epur_emu.zoo import list_models
@@ -81,20 +89,31 @@ def cli() -> None:
 @cli.command(epilog="Example: epur models --json")
 @as_json
 def models(json_: bool) -> None:
-    """List the known models."""
-    rows = comparison.rows([comparison.load_model(path) for path in list_models().values()])
+    """List the known models; one that can't be read is told on standard error."""
+    found = []
+    for path in list_models().values():
+        try:
+            found.append(comparison.load_model(path))
+        except EpurError as error:
+            click.echo(f"epur: {error}", err=True)
+    rows = comparison.rows(found)
     if json_:
         show({"models": rows})
         return
+    arithmetics = comparison.SCORED
+    click.echo(
+        f"{'name':<18}{'task':<13}{'layers':>7}{'cells':>7}{'parameters':>12}  {'metric':<15}"
+        + "".join(f"{name:>11}" for name in arithmetics)
+    )
     for row in rows:
         score = row["score"]
-        known = [f"{key} {value}" for key, value in score.items() if isinstance(value, float)]
+        values = [score[name] for name in arithmetics]
         click.echo(
-            f"{row['name']:<20} {row['task']:<12} {row['layers']} layers ({row['passes']} passes), "
-            f"{row['cells']} cells, {row['parameters'] / 1e6:.2f} M parameters; "
-            f"{score.get('metric') or 'no score'} {', '.join(known)}"
+            f"{row['name']:<18}{row['task']:<13}{row['layers']:>7}{row['cells']:>7}"
+            f"{row['parameters'] / 1e6:>10.2f} M  {score['metric'] or '':<15}"
+            + "".join(f"{'-' if value is None else format(value, '.2f'):>11}" for value in values)
         )
-        click.echo(f"{'':<20} licence: {row['licence']}")
+        click.echo(f"{'':<18}licence: {row['licence'] or 'not stated'}")
 
 
 @cli.command(epilog='Example: epur run translate-en-de "two dogs are playing in the snow ."')
@@ -116,45 +135,152 @@ def models(json_: bool) -> None:
     type=click.Path(dir_okay=False),
     help="Write the trace to this HDF5 file.",
 )
+@click.option(
+    "--inputs",
+    "inputs_path",
+    type=click.Path(dir_okay=False),
+    help="An array (T, I) in a .npy file, for a model without a task.",
+)
+@click.option("--steps", type=click.IntRange(1), help="Time steps of random inputs instead.")
+@click.option("--seed", type=click.IntRange(0), help="Of random inputs.")
+@click.option("--network", help="Which network of a model without a task.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False),
+    help="Write the outputs of a model without a task to this .npy file.",
+)
 @as_json
 def run(
     model: str, input: str | None, arithmetic_: str, accelerator: str, table: str, beam: int,
-    trace_path: str | None, json_: bool,
+    trace_path: str | None, inputs_path: str | None, steps: int | None, seed: int | None,
+    network: str | None, output: str | None, json_: bool,
 ) -> None:  # fmt: skip
-    """Run MODEL on INPUT (or on an example), float32 beside emulated, with cycles and energy."""
+    """Run MODEL on INPUT (or on an example), float32 beside emulated, with cycles and energy.
+
+    A model without a task (`epur import`) runs on the array --inputs, or on random numbers.
+    """
     machine = Accelerator.load(accelerator)
     prices = EnergyTable.load(table)
-    done = comparison.run(
-        comparison.load_model(model), input, arithmetic(arithmetic_), machine, prices, beam
-    )
+    loaded = comparison.load_model(model)
+    if loaded.card["task"] == sequences.TASK:
+        if input is not None:
+            raise ModelError(model, "INPUT", "is for models with a task", "use --inputs FILE.npy")
+        found = sequences.choose(loaded, network)
+        x = sequences.inputs(found, inputs_path, steps, seed)
+        ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name)
+        show_sequence(ran, machine, inputs_path, output, trace_path, json_)
+        return
+    if any(option is not None for option in (inputs_path, steps, seed, network, output)):
+        raise ModelError(
+            model, "--inputs, --steps, --seed, --network and --output",
+            f"are for models without a task, this one's is {loaded.card['task']}", "leave them out",
+        )  # fmt: skip
+    done = comparison.run(loaded, input, arithmetic(arithmetic_), machine, prices, beam)
     if trace_path:
         done.trace.save(trace_path)
     if json_:
         show({**done.to_dict(), "trace": trace_path})
         return
-    same = "   (the same)" if done.emulated.symbols == done.float32.symbols else ""
+    same = "   (the same)" if done.same else ""
     width = max(len("float32"), len(done.arithmetic))
     click.echo(
         f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n"
     )
     click.echo(f"  {'input':<{width}}  {done.text}")
     click.echo(f"  {'float32':<{width}}  {done.float32.plain}")
-    click.echo(f"  {done.arithmetic:<{width}}  {done.emulated.plain}{same}\n")
-    click.echo(f"  {'layer':<22}{'largest error':>14}{'overflows':>11}{'underflows':>12}")
+    click.echo(f"  {done.arithmetic:<{width}}  {done.emulated.plain}{same}")
+    pace = ""
+    if done.real_time_factor is not None:
+        pace = f", {done.real_time_factor:,.0f} times faster than real time"
+    show_run(done, machine, trace_path, pace)
+
+
+def show_run(
+    done: comparison.Run | sequences.SequenceRun, machine: Accelerator, trace: str | None,
+    pace: str = "",
+) -> None:  # fmt: skip
+    """Print a run's errors by layer, its time, its energy, and where its trace is."""
+    click.echo(f"\n  {'layer':<22}{'largest error':>14}{'overflows':>11}{'underflows':>12}")
     for layer in done.layers:
         click.echo(
             f"  {layer.name:<22}{layer.max_abs_error:>14.2e}{layer.overflow:>11,}{layer.underflow:>12,}"
         )
-    pace = ""
-    if done.real_time_factor is not None:
-        pace = f", {done.real_time_factor:,.0f} times faster than the sentence is spoken"
     click.echo(
         f"\n  {done.cycles:,} cycles = {si(done.seconds, 's')} at {si(machine.clock_hz, 'Hz')}{pace}"
     )
     click.echo(f"  {done.trace.count():,} accesses of buffers and DRAM")
     show_report(done.report)
-    if trace_path:
-        click.echo(f"\n  trace: {trace_path} ({Path(trace_path).stat().st_size:,} bytes)")
+    if trace:
+        click.echo(f"\n  trace: {trace} ({Path(trace).stat().st_size:,} bytes)")
+
+
+def show_sequence(
+    done: sequences.SequenceRun, machine: Accelerator, inputs: str | None, output: str | None,
+    trace: str | None, json_: bool,
+) -> None:  # fmt: skip
+    """Print a run without a task; write its outputs and its trace, where asked for."""
+    if output:
+        sequences.write_outputs(output, done.emulated)
+    if trace:
+        done.trace.save(trace)
+    if json_:
+        result = done.to_dict()
+        result["input"]["path"] = inputs
+        result["emulated"]["output"]["path"] = output
+        show({**result, "trace": trace})
+        return
+    click.echo(
+        f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n"
+    )
+    steps, width = done.inputs.shape
+    click.echo(
+        f"  input   {inputs or 'random numbers'}: {steps} time steps of {width}\n"
+        f"  output  {done.emulated.shape[1]} for each step, largest error "
+        f"{abs(done.emulated - done.float32).max():.2e}{f', in {output}' if output else ''}"
+    )
+    if done.calibrated == "inputs":
+        click.echo("  The range of stored partial sums was calibrated on these inputs themselves.")
+    show_run(done, machine, trace)
+
+
+@cli.command("import", epilog="Example: epur import checkpoint.pt -o my-model")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--from", "form", help=f"One of {', '.join(IMPORTERS)}; by default the suffix tells.")
+@click.option("--name", help="The model's name; by default that of the folder.")
+@click.option(
+    "--network", "prefixes", multiple=True, metavar="PREFIX",
+    help="Take this network of the file only; may be given several times.",
+)  # fmt: skip
+@click.option(
+    "--calibrate",
+    type=click.Path(dir_okay=False),
+    help="Sample inputs (T, I) in a .npy file, for the range of E-PUR+MWL's stored partial sums.",
+)
+@click.option(
+    "-o", "--output", "folder", required=True, type=click.Path(file_okay=False), help="The folder."
+)
+@as_json
+def import_(
+    file: str, form: str | None, name: str | None, prefixes: tuple[str, ...],
+    calibrate: str | None, folder: str, json_: bool,
+) -> None:  # fmt: skip
+    """Import the LSTMs of a checkpoint as a model folder, without running any code in it."""
+    done = import_checkpoint(file, folder, form, name, prefixes, calibrate)
+    if json_:
+        show(done.to_dict())
+        return
+    click.echo(f"{done.path}: model {done.name}, from {file} ({done.form})\n")
+    for network in done.networks.values():
+        click.echo(f"  network {network.name}, {network.parameters:,} parameters")
+        for p in network.passes:
+            click.echo(
+                f"    {p.name:<28}{p.inputs:>6} inputs{p.cells:>6} cells"
+                f"   {'with peepholes, ' if p.peepholes is not None else ''}from {done.origins[p.name]}"
+            )
+    for note in done.notes:
+        click.echo(f"\n  note: {note}")
+    which = f" --network {next(iter(done.networks))}" if len(done.networks) > 1 else ""
+    click.echo(f"\nRun it: epur run {done.path}{which} --inputs X.npy")
 
 
 @cli.command(epilog="Example: epur evaluate translate-en-de --limit 100 --json")
@@ -164,36 +290,66 @@ def run(
 @click.option("--limit", type=click.IntRange(1), help="Take only so many items, the first.")
 @click.option(
     "--beam",
-    default=5,
-    show_default=True,
     type=click.IntRange(1),
-    help="Hypotheses kept while decoding.",
+    help="Hypotheses kept while decoding; by default as the task's scores are measured.",
+)
+@click.option(
+    "--jobs",
+    default=os.cpu_count,
+    show_default="one for each processor",
+    type=click.IntRange(1),
+    help="Processes that share the items; the answers do not depend on it.",
 )
 @as_json
 def evaluate(
-    model: str, arithmetic_: str, accelerator: str, limit: int | None, beam: int, json_: bool
-) -> None:
+    model: str, arithmetic_: str, accelerator: str, limit: int | None, beam: int | None, jobs: int,
+    json_: bool,
+) -> None:  # fmt: skip
     """Score MODEL on its data set (found through EPUR_DATA), float32 beside emulated."""
     scores = comparison.evaluate(
-        comparison.load_model(model),
-        arithmetic(arithmetic_),
-        Accelerator.load(accelerator),
-        limit,
-        beam,
-        True,
-    )
+        comparison.load_model(model), arithmetic(arithmetic_), Accelerator.load(accelerator),
+        limit, beam, jobs, progress=True,
+    )  # fmt: skip
     result = scores.to_dict()
     if json_:
         show(result)
         return
-    click.echo(f"{result['model']}: {result['metric']} over {result['n']} items")
+    names = tuple(scores.metrics[0])
     click.echo(
-        f"  {'float32':<16}{result['float32']:>8.2f}   {result['seconds']['float32']:>8.1f} s"
+        f"{result['model']} on {result['accelerator']}, {result['n']} items, beam of {result['beam']}\n"
     )
-    click.echo(
-        f"  {result['arithmetic']:<16}{result['emulated']:>8.2f}   {result['seconds']['emulated']:>8.1f} s"
-        f"   on {result['accelerator']}; {result['same_outputs']} of {result['n']} outputs the same"
-    )
+    click.echo(f"  {'':<16}{''.join(f'{name:>8}' for name in names)}{'time':>12}")
+    for name, metrics, seconds in zip(
+        ("float32", result["arithmetic"]), scores.metrics, scores.seconds, strict=True
+    ):
+        values = "".join(f"{metrics[key]:>8.2f}" for key in names)
+        click.echo(f"  {name:<16}{values}{seconds:>10.1f} s")
+    click.echo(f"\n  {result['same_outputs']} of {result['n']} outputs are the same")
+
+
+@cli.command(epilog="Example: epur calibrate translate-en-de --method percentile")
+@click.argument("model")
+@click.option(
+    "--limit", default=200, show_default=True, type=click.IntRange(1), help="Training items."
+)
+@click.option("--bits", default=8, show_default=True, type=click.IntRange(2, 16), help="For mse.")
+@click.option(
+    "--method", default="max", show_default=True, type=click.Choice(["max", "percentile", "mse"]),
+    help="How the range of inputs is chosen.",
+)  # fmt: skip
+@as_json
+def calibrate(model: str, limit: int, bits: int, method: str, json_: bool) -> None:
+    """Measure the ranges of MODEL's inputs and partial sums on training data, into its card."""
+    loaded = comparison.load_model(model)
+    alpha = comparison.calibrate(loaded, limit, bits, method, True)
+    how = f"{limit} training items, {method}" + (f", {bits} bits" if method == "mse" else "")
+    write_calibration(loaded.path, alpha, how)
+    if json_:
+        show({"model": loaded.name, "alpha": alpha})
+        return
+    for name, value in alpha.items():
+        click.echo(f"  {name:<32}{value:>12.4g}")
+    click.echo(f"{loaded.path}: calibrated on {how}")
 
 
 @cli.group(epilog="Example: epur trace info run.h5")
@@ -237,6 +393,68 @@ def validate(path: str, json_: bool) -> None:
     click.echo(
         f"{path}: valid, {accesses:,} accesses{'' if opened.complete else ', but interrupted'}"
     )
+
+
+@cli.command(epilog="Example: epur formats fp16 e4m3fn-sat q3.12")
+@click.argument("names", nargs=-1)
+@table_option
+@click.option("--activations", is_flag=True, help="Error of each way to compute sigmoid and tanh.")
+@click.option(
+    "--format", "format_", default="fp16", show_default=True, help="The MU's, with --activations."
+)
+@click.option(
+    "--segments",
+    default="16,32,64,128,256",
+    show_default=True,
+    help="N of pwl-N, with --activations.",
+)
+@as_json
+def formats(
+    names: tuple[str, ...], table: str, activations: bool, format_: str, segments: str, json_: bool
+) -> None:
+    """List number formats (or those named), or with --activations the MU's errors."""
+    if activations:
+        show_activations(format_, segments, json_)
+        return
+    prices = EnergyTable.load(table)
+    rows = [describe(parse(name), prices) for name in names or LISTED]
+    if json_:
+        show({"table": prices.name, "formats": rows})
+        return
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    keys = ("min_positive", "min_normal", "max", "epsilon", "multiply_pj", "add_pj")
+    titles = ("bits", "bytes", "min positive", "min normal", "max", "epsilon", "mul pJ", "add pJ")
+    click.echo(f"{'format':<14}" + "".join(f"{title:>13}" for title in titles))
+    for row in rows:
+        cells = [f"{row['bits']:g}", str(row["bytes"]), *(cell(row[key]) for key in keys)]
+        click.echo(f"{row['name']:<14}" + "".join(f"{text:>13}" for text in cells))
+    click.echo(
+        f"\nenergies: table {prices.name}, '-' where it has none; int and mx formats: codes and elements,"
+        " to be multiplied by their scale"
+    )
+
+
+def show_activations(format_: str, segments: str, json_: bool) -> None:
+    """Print the exhaustive error of each method over all inputs of a format."""
+    if not re.fullmatch(r"\d+(,\d+)*", segments):
+        raise click.UsageError("--segments takes numbers with commas between: 16,32")
+    methods = ["epur", "exact", *(f"pwl-{int(n)}" for n in segments.split(","))]
+    found = [one for method in methods for one in errors(method, parse(format_))]
+    if json_:
+        show({"format": format_, "activations": [one.to_dict() for one in found]})
+        return
+    click.echo(f"every finite input of {format_} ({found[0].inputs:,}), to nearest even\n")
+    titles = ("largest", "mean", "largest ulp", "mean ulp", "worst at")
+    click.echo(f"{'function':<10}{'method':<10}" + "".join(f"{title:>13}" for title in titles))
+    for one in sorted(found, key=lambda one: one.function):
+        numbers = (one.max_abs, one.mean_abs, one.max_ulp, one.mean_ulp, one.worst)
+        click.echo(
+            f"{one.function:<10}{one.method:<10}"
+            + "".join(f"{number:>13.4g}" for number in numbers)
+        )
 
 
 @cli.command("energy", epilog="Example: epur energy run.h5 --table epur-28nm:lop")

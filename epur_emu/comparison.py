@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from tqdm import tqdm
 
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.checkpoints.folder import Model, read_folder
-from epur_emu.emulator import Engine
+from epur_emu.emulator import Engine, LayerStats, Observer
 from epur_emu.energy import EnergyTable, Report, energy
-from epur_emu.errors import ModelError
-from epur_emu.tasks import TASKS
-from epur_emu.tasks.translation import Evaluation, Translated, Translation
+from epur_emu.errors import EpurError, ModelError
+from epur_emu.tasks import TASKS, Answer, Task
 from epur_emu.trace import Trace
 from epur_emu.zoo import find
 
@@ -32,9 +40,16 @@ def load_model(name: str | os.PathLike[str]) -> Model:
 
 
 def task(
-    model: Model, arithmetic: Arithmetic, accelerator: Accelerator, level: str | None = None
-) -> Translation:
+    model: Model, arithmetic: Arithmetic, accelerator: Accelerator, level: str | None = None,
+    count: bool = True, observer: Observer | None = None,
+) -> Task:  # fmt: skip
     """A model's task with its networks evaluated in an arithmetic, in the accelerator's dataflow.
+
+    Parameters
+    ----------
+    model, arithmetic, accelerator
+    level, count, observer
+        As for `Engine`.
 
     Raises
     ------
@@ -46,8 +61,15 @@ def task(
         raise ModelError(model.path, "task", f"is {name!r}", f"use one of {', '.join(TASKS)}")
     engines = {
         key: Engine(
-            network, arithmetic, accelerator.dataflow, model.alpha, level, width=accelerator.width
-        )
+            network,
+            arithmetic,
+            accelerator.dataflow,
+            model.alpha,
+            level,
+            width=accelerator.width,
+            count=count,
+            observer=observer,
+        )  # fmt: skip
         for key, network in model.networks.items()
     }
     return TASKS[name](model, engines)
@@ -55,12 +77,21 @@ def task(
 
 @dataclass(frozen=True)
 class Layer:
-    """How far one pass's outputs lie from float32's, given the same input words, and what was counted."""
+    """How far one pass's outputs lie from float32's, given the same symbols, and what was counted."""
 
     name: str
     max_abs_error: float
     overflow: int
     underflow: int
+    saturation: int
+    places: dict[str, dict[str, int]]
+
+    @classmethod
+    def of(cls, stats: LayerStats, difference: float) -> Layer:
+        """A layer's counts beside its largest error."""
+        return cls(
+            stats.name, difference, stats.overflow, stats.underflow, stats.saturation, stats.places
+        )
 
 
 @dataclass(frozen=True)
@@ -71,14 +102,14 @@ class Run:
     ----------
     model, arithmetic, accelerator : str
     text : str
-        The input.
-    float32, emulated : Translated
+        The input, in one line.
+    float32, emulated : Answer
     layers : tuple of Layer
     cycles : int
     seconds : float
         On the accelerator.
     real_time_factor : float or None
-        Time that a speaker takes for the input over `seconds`; None if the card gives no pace.
+        Time that the input lasts in the world over `seconds`; None where it has no duration.
     report : Report
     trace : Trace
     """
@@ -87,14 +118,19 @@ class Run:
     arithmetic: str
     accelerator: str
     text: str
-    float32: Translated
-    emulated: Translated
+    float32: Answer
+    emulated: Answer
     layers: tuple[Layer, ...]
     cycles: int
     seconds: float
     real_time_factor: float | None
     report: Report
     trace: Trace
+
+    @property
+    def same(self) -> bool:
+        """Whether both found the same."""
+        return self.float32.symbols == self.emulated.symbols
 
     def to_dict(self) -> dict[str, Any]:
         """What ``epur run --json`` prints."""
@@ -122,7 +158,7 @@ class Run:
 
 def run(
     model: Model,
-    text: str | None,
+    given: str | None,
     arithmetic: Arithmetic,
     accelerator: Accelerator,
     table: EnergyTable,
@@ -133,8 +169,11 @@ def run(
     Parameters
     ----------
     model : Model
-    text : str, optional
-        By default the task's own example.
+    given : str, optional
+        As the task reads it: a text, a file's path; by default an example of the task's own.
+    arithmetic : Arithmetic
+    accelerator : Accelerator
+    table : EnergyTable
     beam : int
         Hypotheses of the decoder; each is one evaluation a step, as E-PUR's batch is one.
 
@@ -145,53 +184,107 @@ def run(
     """
     reference = task(model, ARITHMETICS["float32"], accelerator)
     emulated = task(model, arithmetic, accelerator)
-    text = reference.example if text is None else text
-    source = emulated.source(text)
-    (wanted,) = reference.search([source], beam)
-    (found,) = emulated.search([source], beam)
-    stats = emulated.encoder.stats | emulated.decoder.stats
-    theirs, ours = (t.outputs(source, found.symbols) for t in (reference, emulated))
+    item = emulated.read(given)
+    with _one_thread():
+        (wanted,) = reference.answer([item], beam)
+        (found,) = emulated.answer([item], beam)
+        stats = {k: v for engine in emulated.engines.values() for k, v in engine.stats.items()}
+        theirs, ours = (t.outputs(item, found) for t in (reference, emulated))
     layers = tuple(
-        Layer(name, float(abs(ours[name] - theirs[name]).max()), s.overflow, s.underflow)
-        for name, s in stats.items()
+        Layer.of(s, float(abs(ours[name] - theirs[name]).max())) for name, s in stats.items()
     )
-    trace = emulated.trace(len(source), found.passes, arithmetic, accelerator)
-    seconds = accelerator.seconds(trace.cycles)
-    pace = model.card.get("real_time", {}).get("words_per_second")
+    trace = emulated.trace(item, found, arithmetic, accelerator)
+    seconds, duration = accelerator.seconds(trace.cycles), emulated.duration(item)
     return Run(
-        model.name, arithmetic.name, accelerator.name, text, wanted, found, layers, trace.cycles, seconds,
-        len(emulated.prepare(text)) / float(pace) / seconds if pace else None,
+        model.name, arithmetic.name, accelerator.name, emulated.describe(item), wanted, found, layers,
+        trace.cycles, seconds, None if duration is None else duration / seconds,
         energy(trace, table), trace,
     )  # fmt: skip
 
 
+def calibrate(
+    model: Model, limit: int = 200, bits: int = 8, method: str = "max", progress: bool = False
+) -> dict[str, float]:
+    """What the passes of a model reach in float32 over training items of its task.
+
+    Parameters
+    ----------
+    model : Model
+    limit : int
+        Items to take, the first.
+    bits, method
+        As for `Observer.alpha`.
+    progress : bool
+        Whether to show a bar on the standard error stream.
+
+    Raises
+    ------
+    EpurError
+        The data are not there, or the task is unknown.
+    """
+    observer = Observer()
+    observed = task(model, ARITHMETICS["float32"], Accelerator.load("epur"), observer=observer)
+    with _one_thread():
+        items = [item for item, _ in itertools.islice(observed.samples(), limit)]
+        for item in tqdm(items, unit="item", desc="calibration", disable=not progress):
+            observed.answer([item])
+    return observer.alpha(bits, method)
+
+
 @dataclass(frozen=True)
 class Scores:
-    """A task's metric over a data set, in float32 and emulated."""
+    """A task's metrics over a data set, in float32 and emulated.
+
+    Parameters
+    ----------
+    model, arithmetic, accelerator : str
+    metric : str
+        The task's own.
+    higher_is_better : bool
+        Of this metric.
+    beam, jobs : int
+    float32, emulated : tuple of Answer
+        In the order of the data set.
+    metrics : pair of dict of str to float
+        All metrics, in float32 and emulated.
+    seconds : pair of float
+        Wall-clock time of all answers, in float32 and emulated.
+    """
 
     model: str
     arithmetic: str
     accelerator: str
-    float32: Evaluation
-    emulated: Evaluation
+    metric: str
+    higher_is_better: bool
+    beam: int
+    jobs: int
+    float32: tuple[Answer, ...]
+    emulated: tuple[Answer, ...]
+    metrics: tuple[dict[str, float], dict[str, float]]
     seconds: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``epur evaluate --json`` prints."""
+        pairs = zip(self.float32, self.emulated, strict=True)
         return {
             "model": self.model,
-            "metric": self.float32.metric,
-            "n": len(self.float32.outputs),
-            "float32": self.float32.score,
-            "emulated": self.emulated.score,
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "n": len(self.float32),
+            "float32": self.metrics[0][self.metric],
+            "emulated": self.metrics[1][self.metric],
             "arithmetic": self.arithmetic,
             "accelerator": self.accelerator,
-            "same_outputs": sum(
-                a.symbols == b.symbols
-                for a, b in zip(self.float32.outputs, self.emulated.outputs, strict=True)
-            ),
-            "seconds": {"float32": self.seconds[0], "emulated": self.seconds[1]},
+            "beam": self.beam,
+            "jobs": self.jobs,
+            "metrics": dict(zip(("float32", "emulated"), self.metrics, strict=True)),
+            "same_outputs": sum(a.symbols == b.symbols for a, b in pairs),
+            "seconds": dict(zip(("float32", "emulated"), self.seconds, strict=True)),
         }
+
+
+#: Most items that are answered in one call of a task.
+CHUNK = 16
 
 
 def evaluate(
@@ -199,31 +292,143 @@ def evaluate(
     arithmetic: Arithmetic,
     accelerator: Accelerator,
     limit: int | None = None,
-    beam: int = 5,
+    beam: int | None = None,
+    jobs: int = 1,
     progress: bool = False,
 ) -> Scores:
-    """A model's metric over its data set, float32 beside emulated.
+    """A model's metrics over its data set, float32 beside emulated.
+
+    Parameters
+    ----------
+    model : Model
+    arithmetic : Arithmetic
+    accelerator : Accelerator
+    limit : int, optional
+        Take only so many items, the first.
+    beam : int, optional
+        Hypotheses of the decoder; by default the task's own choice.
+    jobs : int
+        Processes. The answers do not depend on it: which items are answered together does not.
+    progress : bool
+        Whether to show bars on the standard error stream.
 
     Raises
     ------
     EpurError
-        The data set or a package is missing; the message says how to get it.
+        The data set or a package is missing; the message says how to get it. Or a process died.
     """
-    results: list[Evaluation] = []
-    seconds: list[float] = []
-    for each in (ARITHMETICS["float32"], arithmetic):
-        prepared = task(model, each, accelerator)
-        begin = time.perf_counter()
-        results.append(prepared.evaluate(beam=beam, limit=limit, progress=progress))
-        seconds.append(time.perf_counter() - begin)
+    both = (ARITHMETICS["float32"], arithmetic)
+    prepared = [task(model, each, accelerator, count=False) for each in both]
+    items, references = prepared[0].test_set(limit)
+    beam = prepared[0].beam if beam is None else beam
+    chunks = _chunks([prepared[0].size(item) for item in items])
+    jobs = max(1, min(jobs, len(chunks)))
+    answers: list[tuple[Answer, ...]] = []
+    seconds = []
+    processes = _workers(model, both, accelerator, jobs) if jobs > 1 else _alone(prepared)
+    with _one_thread(needed=True), processes as work:
+        # What the metrics need is found missing now, not after all answers.
+        prepared[0].score(prepared[0].answer(items[:1]), references[:1])
+        for number, each in enumerate(both):
+            begin = time.perf_counter()
+            found: dict[int, Answer] = {}
+            with tqdm(total=len(items), unit="item", desc=each.name, disable=not progress) as bar:
+                calls = [(number, [items[n] for n in chunk], beam) for chunk in chunks]
+                for chunk, part in zip(chunks, work(calls), strict=True):
+                    found |= zip(chunk, part, strict=True)
+                    bar.update(len(chunk))
+            seconds.append(time.perf_counter() - begin)
+            answers.append(tuple(found[n] for n in range(len(items))))
+    wanted, ours = (prepared[0].score(each, references) for each in answers)
     return Scores(
-        model.name,
-        arithmetic.name,
-        accelerator.name,
-        results[0],
-        results[1],
+        model.name, arithmetic.name, accelerator.name, prepared[0].metric,
+        prepared[0].higher_is_better, beam, jobs, answers[0], answers[1], (wanted, ours),
         (seconds[0], seconds[1]),
+    )  # fmt: skip
+
+
+def _chunks(sizes: Sequence[int]) -> list[list[int]]:
+    """Places of the items that are answered together: of about one size, the largest first."""
+    order = sorted(range(len(sizes)), key=lambda n: (-sizes[n], n))
+    most = max(1, min(CHUNK, math.ceil(len(order) / CHUNK)))
+    return [order[n : n + most] for n in range(0, len(order), most)]
+
+
+#: Answers of some items: which task (float32 or emulated), the items, the beam.
+Call = tuple[int, list[Any], int]
+#: Answers calls, in their order.
+Work = Callable[[Sequence[Call]], Iterator[list[Answer]]]
+
+
+@contextmanager
+def _alone(tasks: Sequence[Task]) -> Iterator[Work]:
+    """Answer calls in this process."""
+    yield lambda calls: (tasks[number].answer(items, beam) for number, items, beam in calls)
+
+
+@contextmanager
+def _workers(
+    model: Model, arithmetics: tuple[Arithmetic, ...], accelerator: Accelerator, jobs: int
+) -> Iterator[Work]:
+    """Answer calls in processes, each of which loads the model once."""
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), _prepare, (model.path, arithmetics, accelerator)
     )
+    try:
+        # They load the model before time is taken.
+        list(pool.map(_ready, range(jobs)))
+        yield lambda calls: pool.map(_answer, calls)
+    except BrokenProcessPool as error:
+        raise EpurError(
+            "evaluate", "process", "ended before its time", "use fewer --jobs: memory may be short"
+        ) from error
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_tasks: list[Task] = []
+
+
+def _prepare(
+    path: os.PathLike[str], arithmetics: Sequence[Arithmetic], accelerator: Accelerator
+) -> None:
+    """Load the model into a new process, which leaves interruptions to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _one_thread().__enter__()
+    model = read_folder(path)
+    _tasks.extend(task(model, each, accelerator, count=False) for each in arithmetics)
+
+
+def _ready(number: int) -> int:
+    return number
+
+
+def _answer(call: Call) -> list[Answer]:
+    number, items, beam = call
+    return _tasks[number].answer(items, beam)
+
+
+def _one_thread(needed: bool = False) -> AbstractContextManager[Any]:
+    """Keep numpy's matrix products to one thread: they are small, so more would wait for each other."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        if not needed:
+            return nullcontext()
+        raise EpurError(
+            "evaluate", "threadpoolctl", "is not installed", "pip install 'epur_emu[evaluate]'"
+        ) from error
+    limits: AbstractContextManager[Any] = threadpool_limits(1)
+    return limits
+
+
+#: Arithmetics that a card gives a score for.
+SCORED = ("float32", "epur-fp16", "epur-int8")
 
 
 def rows(models: Sequence[Model]) -> list[dict[str, Any]]:
@@ -242,7 +447,7 @@ def rows(models: Sequence[Model]) -> list[dict[str, Any]]:
                 "parameters": sum(n.parameters for n in model.networks.values())
                 + sum(array.size for array in model.host.values()),
                 "licence": model.card.get("licence"),
-                "score": {key: score.get(key) for key in ("metric", "float32", *sorted(score))},
+                "score": {key: score.get(key) for key in ("metric", *SCORED, *sorted(score))},
             }
         )
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import sys
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -128,7 +128,6 @@ def test_a_wide_beam_finds_the_best_of_all(tmp_path: Path, seed: int, penalty: f
         out = task.search([source], symbols**longest, longest=longest, length_penalty=penalty)[0]
         assert out.symbols == best
         assert out.score == pytest.approx(found[best], abs=1e-5)
-        assert out.steps == longest
         assert out.passes == sum(len(others) ** n for n in range(longest))
 
 
@@ -146,7 +145,7 @@ def test_a_beam_of_one_is_greedy(tmp_path: Path, seed: int) -> None:
             text.append(word)
         out = task.search([source], 1, longest=20)[0]
         assert list(out.symbols) == text
-        assert out.steps == out.passes == min(20, len(text) + 1)
+        assert out.passes == min(20, len(text) + 1)
 
 
 def test_results_do_not_depend_on_the_batch(tmp_path: Path) -> None:
@@ -166,8 +165,8 @@ def test_lost_probabilities_end_the_search(tmp_path: Path) -> None:
         def step(self, layer, x, h, c):
             return np.full_like(h, np.nan), np.full_like(c, np.nan)
 
-    out = translation(model, Nan).translate("a b", beam=3)
-    assert (out.text, out.symbols, out.score, out.steps) == ("", (), -np.inf, 1)
+    (out,) = translation(model, Nan).answer(["a b"], beam=3)
+    assert (out.text, out.symbols, out.score, out.passes) == ("", (), -np.inf, 1)
 
 
 @pytest.mark.parametrize("field", ["beam", "longest", "batch"])
@@ -225,7 +224,7 @@ def test_ordinary_english_becomes_the_data_sets(toy: Translation, text: str, wor
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u2003"])
 def test_no_word_is_an_error(toy: Translation, text: str) -> None:
     with pytest.raises(EpurError, match="sentence is empty"):
-        toy.translate(text)
+        toy.read(text)
 
 
 @given(st.text())
@@ -236,39 +235,34 @@ def test_any_text_gives_words(text: str) -> None:
 
 
 def test_data_set_passes_unchanged(toy: Translation) -> None:
-    try:
-        sources, _ = read_pairs("test_2016_flickr")
-    except EpurError as error:
-        pytest.skip(str(error))
-    assert len(sources) == 1000
+    if "EPUR_DATA" not in os.environ:
+        pytest.skip("no EPUR_DATA")
+    sources, references = toy.test_set()
+    assert len(sources) == len(references) == 1000
     assert [" ".join(toy.prepare(line)) for line in sources] == sources
+    assert toy.test_set(7) == (sources[:7], references[:7])
+    assert toy.samples()[0][0].startswith("two young , white males")
 
 
 def test_missing_data_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EPUR_DATA", raising=False)
-    with pytest.raises(EpurError, match="EPUR_DATA"):
+    monkeypatch.setenv("EPUR_DATA", str(tmp_path))
+    with pytest.raises(EpurError, match="multi30k"):
         read_pairs("val")
+    folder = tmp_path / "multi30k"
+    folder.mkdir()
     with pytest.raises(EpurError, match=r"val\.lc\.norm\.tok\.en"):
-        read_pairs("val", tmp_path)
+        read_pairs("val")
+    (folder / "val.lc.norm.tok.en").write_text("a\nb\n", encoding="utf-8")
+    (folder / "val.lc.norm.tok.de").write_text("a\n", encoding="utf-8")
+    with pytest.raises(EpurError, match="2 and 1 lines"):
+        read_pairs("val")
 
 
-def test_evaluation(toy: Translation) -> None:
-    pytest.importorskip("sacrebleu")
-    sources = ["a b", "b", "a a a"]
-    outputs = toy.search([toy.source(text) for text in sources], 5)
-    references = [" ".join([*out.text.split(), "and", "so", "on"]) for out in outputs]
-    result = toy.evaluate(sources, references, limit=2)
-    assert result.outputs == tuple(outputs[:2])
-    assert result.metric == "BLEU"
-    assert 0 <= result.score < 100
-    with pytest.raises(EpurError, match="3 for 2"):
-        toy.evaluate(sources, references[:2])
-
-
-def test_missing_sacrebleu_is_told(toy: Translation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    with pytest.raises(EpurError, match=r"epur_emu\[evaluate\]"):
-        toy.evaluate(["a"], ["b"])
+def test_a_sentence_lasts_as_long_as_a_speaker_takes(tmp_path: Path) -> None:
+    model = read_folder(toy_folder(tmp_path))
+    assert translation(model).duration("a b a") is None
+    model.card["real_time"] = {"words_per_second": 2.5}
+    assert translation(model).duration("a b a") == pytest.approx(3 / 2.5)
 
 
 # --- byte-pair encoding
@@ -400,7 +394,8 @@ def test_calibration_is_the_largest_forward_partial_sum(
 ) -> None:
     model = read_folder(random_folder)
     inputs = [model.host["source"][source] for source in ([4, 5, 6, EOS], [7, EOS])]
-    wanted = calibrate(model.networks["encoder"], inputs)
+    found = calibrate(model.networks["encoder"], inputs)
+    wanted = {p.name: found[p.name] for p in model.networks["encoder"].passes}
     assert min(wanted.values()) > 0
     assert model.alpha == pytest.approx(wanted, rel=1e-4)
 
@@ -409,6 +404,6 @@ def test_the_example_is_translated() -> None:
     folder = find("translate-en-de")
     if not (folder / WEIGHTS).exists():
         pytest.skip("not trained yet")
-    out = translation(read_folder(folder)).translate(Translation.example, beam=5)
+    (out,) = translation(read_folder(folder)).answer([Translation.example], beam=5)
     assert "hunde" in out.text.split()
     assert "schnee" in out.text.split()

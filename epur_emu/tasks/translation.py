@@ -6,23 +6,23 @@ context, and the second layer sees both. All of it but the LSTM layers is comput
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow import schedule_decode, schedule_sequence
 from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
-from epur_emu.tasks.bpe import BOS, EOS, Bpe
+from epur_emu.tasks import data, metrics
+from epur_emu.tasks.base import Answer, Task, outputs_of_passes
+from epur_emu.tasks.beam import Beam, log_softmax, softmax
+from epur_emu.tasks.bpe import BOS, Bpe
 from epur_emu.trace import Trace
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from epur_emu.emulator import Engine
 
 F32 = npt.NDArray[np.float32]
-
-#: Names the folder that holds ``multi30k/``.
-VARIABLE = "EPUR_DATA"
 
 #: The data set's spelling of three characters; the ampersand is replaced first.
 _ESCAPES = (("&", "&amp;"), ('"', "&quot;"), ("'", "&apos;"))
@@ -58,45 +55,7 @@ class Memory:
     state: F32
 
 
-@dataclass(frozen=True)
-class Translated:
-    """A translation and what it took.
-
-    Parameters
-    ----------
-    symbols : tuple of int
-        Indices of the vocabulary, without the closing ``</s>``.
-    text : str
-        Words as the data set writes them, separated by spaces.
-    plain : str
-        The same without escapes.
-    score : float
-        Sum of the symbols' log probabilities over their number to the power of the length penalty;
-        -inf if every probability was lost, as a NaN in the network's outputs makes it.
-    steps : int
-        Decoder steps until the search ended.
-    passes : int
-        Evaluations of the decoder: one for each hypothesis alive at each step.
-    """
-
-    symbols: tuple[int, ...]
-    text: str
-    plain: str
-    score: float
-    steps: int
-    passes: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A metric over a data set, and the translations it was computed from."""
-
-    metric: str
-    score: float
-    outputs: tuple[Translated, ...]
-
-
-class Translation:
+class Translation(Task):
     """A translator whose LSTM layers are evaluated by engines.
 
     Parameters
@@ -117,6 +76,7 @@ class Translation:
     #: A sentence to try a translator with.
     example: ClassVar[str] = "two dogs are playing in the snow ."
     metric: ClassVar[str] = "BLEU"
+    beam: ClassVar[int] = 5
 
     def __init__(self, model: Model, engines: Mapping[str, Engine]) -> None:
         for name in ("encoder", "decoder"):
@@ -126,8 +86,10 @@ class Translation:
                         model.path, f"{kind} {name!r}", "is missing", "give encoder and decoder"
                     )
         self.bpe = Bpe.load(model.path)
+        super().__init__(model, engines)
         self.encoder, self.decoder = engines["encoder"], engines["decoder"]
         self.length_penalty = float(model.card.get("decoding", {}).get("length_penalty", 1.0))
+        self._pace = model.card.get("real_time", {}).get("words_per_second")
         self.cells = _check_shapes(model, len(self.bpe))
         host = model.host
         self._source, self._target = host["source"], host["target"]
@@ -139,6 +101,41 @@ class Translation:
         self._bridge_bias, self._readout_bias = host["bridge.bias"], host["readout.bias"]
         self._output_bias = host["bias"]
         self._scale = np.float32(self.cells**-0.5)
+
+    def read(self, given: str | None) -> str:
+        """A sentence; by default `example`."""
+        text = self.example if given is None else given
+        self.prepare(text)
+        return text
+
+    def describe(self, item: str) -> str:
+        """The sentence itself, in one line."""
+        return " ".join(item.split())
+
+    def size(self, item: str) -> int:
+        """Symbols of the sentence."""
+        return len(self.source(item))
+
+    def answer(self, items: Sequence[str], beam: int = 1) -> list[Answer]:
+        """Translate sentences; a beam of 1 takes the likeliest symbol at each step."""
+        return self.search([self.source(text) for text in items], beam)
+
+    def duration(self, item: str) -> float | None:
+        """Seconds that a speaker takes, at the pace that the card gives."""
+        return len(self.prepare(item)) / float(self._pace) if self._pace else None
+
+    def test_set(self, limit: int | None = None) -> tuple[list[str], list[str]]:
+        """Sentences of ``test_2016_flickr`` and their translations."""
+        sources, references = read_pairs("test_2016_flickr")
+        return sources[:limit], references[:limit]
+
+    def samples(self) -> list[tuple[str, str]]:
+        """Sentence pairs of the training data, in their order."""
+        return list(zip(*read_pairs("train"), strict=True))
+
+    def score(self, answers: Sequence[Answer], references: Sequence[str]) -> dict[str, float]:
+        """BLEU and chrF over words as the data set writes them."""
+        return metrics.bleu([answer.text for answer in answers], references)
 
     @staticmethod
     def prepare(text: str) -> list[str]:
@@ -195,17 +192,14 @@ class Translation:
             rows.append(scores[0, 0])
         return np.stack(rows)
 
-    def outputs(self, source: Sequence[int], target: Sequence[int]) -> dict[str, F32]:
-        """Outputs of each pass, shape (T, H), while the decoder is given the words of `target`."""
-        out: dict[str, F32] = {}
-        layers = self.encoder.sequence(self.embed(source))
-        for passes, values in zip(self.encoder.network.layers, layers, strict=True):
-            ends = np.cumsum([p.cells for p in passes])[:-1]
-            out |= {p.name: v for p, v in zip(passes, np.split(values, ends, -1), strict=True)}
+    def outputs(self, item: str, answer: Answer) -> dict[str, F32]:
+        """Outputs of each pass, shape (T, H), while the decoder is given the answer's symbols."""
+        source = self.source(item)
+        out = outputs_of_passes(self.encoder, self.embed(source))
         memory = self.encode(source)
         state = memory.state[:, None, None]
         states = []
-        for word in (BOS, *target):
+        for word in (BOS, *answer.symbols):
             _, state = self._step(np.array([[word]]), [memory], state)
             states.append(state[:, 0, 0])
         for n, (p,) in enumerate(self.decoder.network.layers):
@@ -213,23 +207,18 @@ class Translation:
         return out
 
     def trace(
-        self, symbols: int, passes: int, arithmetic: Arithmetic, accelerator: Accelerator
+        self, item: str, answer: Answer, arithmetic: Arithmetic, accelerator: Accelerator
     ) -> Trace:
         """Every access of one translation: the encoder's sequence, then the decoder step by step.
 
-        Parameters
-        ----------
-        symbols : int
-            Source symbols.
-        passes : int
-            Evaluations of the decoder. The hypotheses of a beam are logged one behind another, at
-            one state's addresses.
+        The hypotheses of a beam are logged one behind another, at one state's addresses.
 
         Raises
         ------
         AcceleratorError
             Something does not fit.
         """
+        symbols, passes = len(self.source(item)), answer.passes
         encoder, decoder = self.encoder.network, self.decoder.network
         first = schedule_sequence(encoder.shape, symbols, arithmetic, accelerator)
         then = schedule_decode(
@@ -240,10 +229,6 @@ class Translation:
             [first, then], [encoder, decoder], [symbols, passes], arithmetic, accelerator
         )
 
-    def translate(self, text: str, beam: int = 1) -> Translated:
-        """Translate a sentence; a beam of 1 takes the likeliest symbol at each step."""
-        return self.search([self.source(text)], beam)[0]
-
     def search(
         self,
         sources: Sequence[Sequence[int]],
@@ -252,8 +237,7 @@ class Translation:
         length_penalty: float | None = None,
         longest: int = 60,
         batch: int = 16,
-        progress: bool = False,
-    ) -> list[Translated]:
+    ) -> list[Answer]:
         """Beam search over sentences of symbols.
 
         Parameters
@@ -268,8 +252,11 @@ class Translation:
             Symbols after which a translation is cut.
         batch : int
             Sentences in one call of the engine; the host's arithmetic does not depend on it.
-        progress : bool
-            Whether to show a bar on the standard error stream.
+
+        Returns
+        -------
+        list of Answer
+            Their scores are those of `Beam.best`.
 
         Raises
         ------
@@ -282,68 +269,17 @@ class Translation:
         if not all(sources):
             raise EpurError("search", "sources", "hold an empty sentence", "leave it out")
         power = self.length_penalty if length_penalty is None else length_penalty
-        out: dict[int, Translated] = {}
+        out: dict[int, Answer] = {}
         # Sentences of one length end at about the same step.
         order = sorted(range(len(sources)), key=lambda n: len(sources[n]))
-        with tqdm(total=len(order), unit="sentence", disable=not progress) as bar:
-            for start in range(0, len(order), batch):
-                chosen = order[start : start + batch]
-                beams = [_Beam(beam, longest) for _ in chosen]
-                self._search([self.encode(sources[n]) for n in chosen], beams)
-                out |= {n: self._result(b, power) for n, b in zip(chosen, beams, strict=True)}
-                bar.update(len(chosen))
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            beams = [Beam(beam, longest) for _ in chosen]
+            self._search([self.encode(sources[n]) for n in chosen], beams)
+            out |= {n: self._result(b, power) for n, b in zip(chosen, beams, strict=True)}
         return [out[n] for n in range(len(sources))]
 
-    def evaluate(
-        self,
-        sources: Sequence[str] | None = None,
-        references: Sequence[str] | None = None,
-        *,
-        beam: int = 5,
-        limit: int | None = None,
-        progress: bool = False,
-    ) -> Evaluation:
-        """BLEU over sentence pairs, by default those of the test set.
-
-        Parameters
-        ----------
-        sources, references : list of str, optional
-            As `read_pairs` gives them.
-        beam : int
-        limit : int, optional
-            Take only so many pairs, the first.
-        progress : bool
-            Whether to show a bar on the standard error stream.
-
-        Raises
-        ------
-        EpurError
-            sacrebleu or the data set is missing, or there is no pair.
-        """
-        try:
-            import sacrebleu
-            from threadpoolctl import threadpool_limits
-        except ImportError as error:
-            raise EpurError(
-                "evaluate", str(error.name), "is not installed", "pip install 'epur_emu[evaluate]'"
-            ) from error
-        if sources is None or references is None:
-            sources, references = read_pairs("test_2016_flickr")
-        sources, references = sources[:limit], references[:limit]
-        if not sources or len(sources) != len(references):
-            raise EpurError(
-                "evaluate", "sources", f"are {len(sources)} for {len(references)} references",
-                "give as many, and at least one",
-            )  # fmt: skip
-        # A sentence's matrices are small: further threads of numpy's would only wait for each other.
-        with threadpool_limits(1):
-            outputs = self.search([self.source(text) for text in sources], beam, progress=progress)
-        bleu = sacrebleu.corpus_bleu(
-            [o.text for o in outputs], [list(references)], tokenize="none", force=True
-        )
-        return Evaluation(self.metric, float(bleu.score), tuple(outputs))
-
-    def _search(self, memories: list[Memory], beams: list[_Beam]) -> None:
+    def _search(self, memories: list[Memory], beams: list[Beam]) -> None:
         """Run the beams of some sentences, one for each memory, to their ends."""
         states = np.stack([memory.state for memory in memories], 1)[:, :, None]
         state = np.repeat(states, beams[0].size, axis=2)
@@ -351,7 +287,7 @@ class Translation:
         while alive:
             words = np.stack([beam.words for _, beam in alive])
             scores, state = self._step(words, [memory for memory, _ in alive], state)
-            for (_, beam), row in zip(alive, _log_softmax(scores), strict=True):
+            for (_, beam), row in zip(alive, log_softmax(scores), strict=True):
                 beam.advance(row)
             going = [n for n, (_, beam) in enumerate(alive) if not beam.ended]
             parents = np.stack([beam.parents for _, beam in alive])[None, going, :, None]
@@ -383,7 +319,7 @@ class Translation:
         h1, c1 = self.decoder.step(0, x.reshape(len(flat[0]), -1), flat[0], flat[1])
         context = np.stack(
             [
-                _softmax(asks @ memory.keys.T * self._scale) @ memory.values
+                softmax(asks @ memory.keys.T * self._scale) @ memory.values
                 for asks, memory in zip(h1.reshape(shape), memories, strict=True)
             ]
         )
@@ -395,105 +331,41 @@ class Translation:
             4, *shape
         )
 
-    def _result(self, beam: _Beam, power: float) -> Translated:
+    def _result(self, beam: Beam, power: float) -> Answer:
         symbols, score = beam.best(power)
         text = self.bpe.decode(symbols)
-        return Translated(symbols, text, _unescape(text), score, beam.steps, beam.passes)
+        return Answer(symbols, text, _unescape(text), score, beam.passes)
 
 
-class _Beam:
-    """The search of one sentence: `size` rows, of which the first are hypotheses alive."""
-
-    def __init__(self, size: int, longest: int) -> None:
-        self.size = size
-        self.longest = longest
-        self.words = np.full(size, BOS)
-        self.parents = np.zeros(size, np.intp)
-        self.steps = self.passes = 0
-        self._scores = np.full(size, -np.inf)
-        self._scores[0] = 0.0
-        self._texts: list[tuple[int, ...]] = [()]
-        self._finished: list[tuple[float, int, tuple[int, ...]]] = []
-
-    @property
-    def ended(self) -> bool:
-        """Whether as many translations as rows are complete, or none can go on."""
-        return not self._texts or len(self._finished) >= self.size or self.steps >= self.longest
-
-    def advance(self, logp: F32) -> None:
-        """Extend the hypotheses, given their next symbols' log probabilities (size, symbols).
-
-        A hypothesis is complete once its ``</s>`` is among the `size` best extensions.
-        """
-        self.steps += 1
-        self.passes += len(self._texts)
-        symbols = logp.shape[1]
-        total = (self._scores[:, None] + logp).ravel()
-        total[np.isnan(total)] = -np.inf
-        count = min(2 * self.size, len(total))  # enough, should `size` of them be </s>
-        top = np.argpartition(-total, count - 1)[:count]
-        top = top[np.lexsort((top, -total[top]))]
-        texts, self._texts = self._texts, []
-        scores, self._scores = total, np.full(self.size, -np.inf)
-        for rank, place in enumerate(top):
-            row, word = divmod(int(place), symbols)
-            if len(self._texts) == self.size or scores[place] == -np.inf:
-                break
-            text = (*texts[row], word)
-            if word != EOS:
-                n = len(self._texts)
-                self._scores[n], self.words[n], self.parents[n] = scores[place], word, row
-                self._texts.append(text)
-            elif rank < self.size:
-                self._finished.append((float(scores[place]), len(text), text[:-1]))
-
-    def best(self, power: float) -> tuple[tuple[int, ...], float]:
-        """The best complete translation, or where none is, the best that was cut; and its score."""
-        cut = [(float(s), len(t), t) for s, t in zip(self._scores, self._texts, strict=False)]
-        choices = [(s / n**power, text) for s, n, text in self._finished or cut]
-        score, text = max(choices, key=lambda choice: choice[0], default=(-np.inf, ()))
-        return text, score
-
-
-def read_pairs(
-    split: str, data: str | os.PathLike[str] | None = None
-) -> tuple[list[str], list[str]]:
-    """English and German sentences of the data set Multi30k.
+def read_pairs(split: str) -> tuple[list[str], list[str]]:
+    """English and German sentences of the data set Multi30k, which `data.folder` finds.
 
     Parameters
     ----------
     split : {"train", "val", "test_2016_flickr"}
-    data : path, optional
-        The folder that holds ``multi30k/``; by default what the variable `EPUR_DATA` names.
 
     Raises
     ------
     EpurError
         The data are not there, or the two files are not of one length.
     """
-    data = data or os.environ.get(VARIABLE)
-    if not data:
-        raise EpurError(
-            "Multi30k",
-            "data",
-            "are not found",
-            f"set {VARIABLE} to the folder that holds multi30k/",
-        )
+    folder = data.folder("multi30k")
     texts = []
     for language in ("en", "de"):
-        path = Path(data) / "multi30k" / f"{split}.lc.norm.tok.{language}"
+        path = folder / f"{split}.lc.norm.tok.{language}"
         try:
             texts.append(path.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise EpurError(
-                path, "text", f"can't be read ({error})",
-                f"set {VARIABLE} to the folder that holds multi30k/, as its project publishes it",
-            ) from error  # fmt: skip
+                path,
+                "text",
+                f"can't be read ({error})",
+                "restore the file as its project publishes it",
+            ) from error
     if len(texts[0]) != len(texts[1]):
         raise EpurError(
-            Path(data) / "multi30k", split, f"has {len(texts[0])} and {len(texts[1])} lines",
-            "restore the files",
-        )  # fmt: skip
+            folder, split, f"has {len(texts[0])} and {len(texts[1])} lines", "restore the files"
+        )
     return texts[0], texts[1]
 
 
@@ -532,18 +404,6 @@ def _unescape(text: str) -> str:
     for plain, escape in reversed(_ESCAPES):
         text = text.replace(escape, plain)
     return text
-
-
-def _softmax(x: F32) -> F32:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    weights: F32 = e / e.sum(-1, keepdims=True)
-    return weights
-
-
-def _log_softmax(x: F32) -> F32:
-    x = x - x.max(-1, keepdims=True)
-    logp: F32 = x - np.log(np.exp(x).sum(-1, keepdims=True))
-    return logp
 
 
 def _check_shapes(model: Model, symbols: int) -> int:

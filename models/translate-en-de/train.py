@@ -35,8 +35,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from epur_emu.accelerator import Accelerator
+from epur_emu.arithmetic import arithmetic
+from epur_emu.checkpoints.folder import read_card, write_folder
+from epur_emu.comparison import evaluate, load_model
 from epur_emu.network import LstmLayer, Network
+from epur_emu.tasks import data
 from epur_emu.tasks.bpe import BOS, EOS, PAD, SPECIALS, Bpe
+from epur_emu.tasks.translation import read_pairs
 
 HERE = Path(__file__).resolve().parent
 MERGES = 5000
@@ -118,11 +124,6 @@ class Translator(nn.Module):
             ended |= word[:, 0] == EOS
             out.append(word)
         return torch.cat(out, 1).tolist()
-
-
-def read(data: Path, split: str, language: str) -> list[list[str]]:
-    text = (data / "multi30k" / f"{split}.lc.norm.tok.{language}").read_text(encoding="utf-8")
-    return [line.split() for line in text.splitlines()]
 
 
 def learn_bpe(sentences: list[list[str]]) -> Bpe:
@@ -231,14 +232,9 @@ def calibrate(model: Translator, sources: list[list[int]]) -> dict[str, float]:
 
 
 def export(
-    model: Translator, bpe: Bpe, sources: list[list[int]], data: Path, folder: Path, training: dict
+    model: Translator, bpe: Bpe, sources: list[list[int]], folder: Path, training: dict
 ) -> None:
     """Write the model folder, then its scores on the test set, as this package computes them."""
-    from epur_emu.arithmetic import ARITHMETICS
-    from epur_emu.checkpoints.folder import read_card, read_folder, write_folder
-    from epur_emu.emulator import Engine
-    from epur_emu.tasks.translation import Translation, read_pairs
-
     model = rounded(model)
     networks, host = arrays(model)
     alpha = calibrate(model, sources)
@@ -253,20 +249,19 @@ def export(
     }
     write_folder(folder, card, networks, host, alpha)
     bpe.save(folder)
-    score: dict[str, object] = {"metric": "BLEU", "data": "test_2016_flickr", "beam": 5}
-    pairs = read_pairs("test_2016_flickr", data)
-    written = read_folder(folder)
-    for name in ("float32", "epur-fp16"):
-        engines = {k: Engine(network, ARITHMETICS[name]) for k, network in written.networks.items()}
-        result = Translation(written, engines).evaluate(*pairs, beam=5, progress=True)
-        score[name] = round(result.score, 2)
-        print(f"{name}: test BLEU (beam 5) {result.score:.2f}", flush=True)
-        write_folder(folder, {**card, "score": score}, networks, host, alpha)
+    found = evaluate(load_model(folder), arithmetic("epur-fp16"), Accelerator.load("epur"))
+    score = {"metric": found.metric, "data": "test_2016_flickr", "beam": found.beam}
+    for name, metrics in zip(("float32", "epur-fp16"), found.metrics, strict=True):
+        score[name] = round(metrics[found.metric], 2)
+        print(f"{name}: test {found.metric} {score[name]:.2f}", flush=True)
+    write_folder(folder, {**card, "score": score}, networks, host, alpha)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("EPUR_DATA"))
+    parser.add_argument(
+        "--data", type=Path, help="folder that holds multi30k/ (default: EPUR_DATA)"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
@@ -277,14 +272,18 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="folder of the model (default: this folder)")
     args = parser.parse_args()
-    if args.data is None:
-        parser.error("--data (or EPUR_DATA) must name the folder that holds multi30k/")
+    if args.data is not None:
+        os.environ[data.VARIABLE] = str(args.data)
     if args.export and args.output is None:
         parser.error("--export needs --output: a network not yet trained stays out of this folder")
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
 
-    text = {(s, l): read(args.data, s, l) for s in ("train", "val") for l in ("en", "de")}
+    text = {
+        (split, language): [line.split() for line in lines]
+        for split in ("train", "val")
+        for language, lines in zip(("en", "de"), read_pairs(split), strict=True)
+    }
     if not (args.work / "symbols.txt").exists():
         learn_bpe(text["train", "en"] + text["train", "de"]).save(args.work)
     bpe = Bpe.load(args.work)
@@ -360,7 +359,7 @@ def main() -> None:
         "threads": args.threads,
         "validation_bleu_greedy": round(scores[-1], 2) if scores else None,
     }
-    export(average.module, bpe, ids["train", "en"], args.data, args.output or HERE, training)
+    export(average.module, bpe, ids["train", "en"], args.output or HERE, training)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""Beam search over the symbols that a decoder writes one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from epur_emu.tasks.bpe import BOS, EOS
+
+F32 = npt.NDArray[np.float32]
+
+
+class Beam:
+    """The search of one text: `size` rows, of which the first are hypotheses alive."""
+
+    def __init__(self, size: int, longest: int) -> None:
+        self.size = size
+        self.longest = longest
+        self.words = np.full(size, BOS)
+        self.parents = np.zeros(size, np.intp)
+        self.steps = self.passes = 0
+        self._scores = np.full(size, -np.inf)
+        self._scores[0] = 0.0
+        self._texts: list[tuple[int, ...]] = [()]
+        self._finished: list[tuple[float, int, tuple[int, ...]]] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether as many texts as rows are complete, or none can go on."""
+        return not self._texts or len(self._finished) >= self.size or self.steps >= self.longest
+
+    def advance(self, logp: F32) -> None:
+        """Extend the hypotheses, given their next symbols' log probabilities (size, symbols).
+
+        A hypothesis is complete once its ``</s>`` is among the `size` best extensions.
+        """
+        self.steps += 1
+        self.passes += len(self._texts)
+        symbols = logp.shape[1]
+        total = (self._scores[:, None] + logp).ravel()
+        total[np.isnan(total)] = -np.inf
+        count = min(2 * self.size, len(total))  # enough, should `size` of them be </s>
+        top = np.argpartition(-total, count - 1)[:count]
+        top = top[np.lexsort((top, -total[top]))]
+        texts, self._texts = self._texts, []
+        scores, self._scores = total, np.full(self.size, -np.inf)
+        for rank, place in enumerate(top):
+            row, word = divmod(int(place), symbols)
+            if len(self._texts) == self.size or scores[place] == -np.inf:
+                break
+            text = (*texts[row], word)
+            if word != EOS:
+                n = len(self._texts)
+                self._scores[n], self.words[n], self.parents[n] = scores[place], word, row
+                self._texts.append(text)
+            elif rank < self.size:
+                self._finished.append((float(scores[place]), len(text), text[:-1]))
+
+    def best(self, power: float) -> tuple[tuple[int, ...], float]:
+        """The best complete text, or where none is, the best that was cut; and its score."""
+        cut = [(float(s), len(t), t) for s, t in zip(self._scores, self._texts, strict=False)]
+        choices = [(s / n**power, text) for s, n, text in self._finished or cut]
+        score, text = max(choices, key=lambda choice: choice[0], default=(-np.inf, ()))
+        return text, score
+
+
+def softmax(x: F32) -> F32:
+    """Along the last axis."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    weights: F32 = e / e.sum(-1, keepdims=True)
+    return weights
+
+
+def log_softmax(x: F32) -> F32:
+    """Along the last axis."""
+    x = x - x.max(-1, keepdims=True)
+    logp: F32 = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return logp

@@ -1,0 +1,370 @@
+"""What all tasks share: data sets found, items answered in processes, scores beside one another."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_speech import sound, toy_folder, write_recordings, write_wav
+
+from epur_emu import cli, comparison
+from epur_emu.accelerator import Accelerator
+from epur_emu.arithmetic import arithmetic
+from epur_emu.checkpoints.folder import read_folder
+from epur_emu.energy import EnergyTable
+from epur_emu.errors import EpurError, ModelError
+from epur_emu.tasks import TASKS, Task, data, metrics
+from epur_emu.zoo import list_models
+
+EPUR = Accelerator.load("epur")
+FP16 = arithmetic("epur-fp16")
+WORDS = tuple("abcdefgh")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small recogniser; EPUR_DATA holds what it is tested on."""
+    path = tmp_path_factory.mktemp("tasks")
+    write_recordings(path / "data" / "fsdd")
+    return toy_folder(path / "model", WORDS)
+
+
+@pytest.fixture
+def recordings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EPUR_DATA", str(folder.parent / "data"))
+    return folder
+
+
+# --- the registry
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_keeps_the_contract(name: str) -> None:
+    kind = TASKS[name]
+    assert issubclass(kind, Task)
+    assert not kind.__abstractmethods__
+    assert kind.metric
+    assert kind.beam >= 1
+
+
+def test_every_models_task_is_known() -> None:
+    known = {*TASKS, "sequence"}
+    assert {read["task"] for read in comparison.rows(_carried())} <= known
+
+
+def _carried() -> list[comparison.Model]:
+    return [read_folder(p) for p in list_models().values() if (p / "weights.safetensors").exists()]
+
+
+def test_a_damaged_model_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EPUR_MODELS", str(tmp_path))
+    toy_folder(tmp_path / "whole")
+    (toy_folder(tmp_path / "cut") / "weights.safetensors").write_bytes(b"")
+    cli.main(["models", "--json"])
+    out, err = capsys.readouterr()
+    rows = {row["name"]: row for row in json.loads(out)["models"]}
+    assert rows["toy"]["cells"] == 3
+    assert str(tmp_path / "cut") in err
+    assert str(tmp_path / "whole") not in err
+
+
+def test_an_unknown_task_is_told(tmp_path: Path) -> None:
+    model = read_folder(toy_folder(tmp_path, task="divination"))
+    with pytest.raises(ModelError, match=f"divination.*{', '.join(TASKS)}"):
+        comparison.task(model, FP16, EPUR)
+
+
+# --- one input
+
+
+def test_a_run_shows_float32_beside_emulated(folder: Path, tmp_path: Path) -> None:
+    model = read_folder(folder)
+    path = write_wav(tmp_path / "x.wav", sound(8000))
+    done = comparison.run(model, str(path), FP16, EPUR, EnergyTable.load("epur-28nm"))
+    found = json.loads(json.dumps(done.to_dict()))
+    assert found["real_time_factor"] == pytest.approx(1.0 / found["seconds"])
+    assert found["seconds"] == pytest.approx(EPUR.seconds(found["cycles"]))
+    assert found["energy_pj"]["total"] == pytest.approx(
+        sum(found["energy_pj"]["by_component"].values())
+    )
+    item = comparison.task(model, FP16, EPUR).read(str(path))
+    for name, key in (("float32", "float32"), ("epur-fp16", "emulated")):
+        one = comparison.task(model, arithmetic(name), EPUR)
+        (answer,) = one.answer([item])
+        assert found[key]["text"] == answer.plain
+        outputs = one.outputs(item, answer)
+        if name == "float32":
+            wanted = outputs
+    for layer in found["layers"]:
+        error = np.abs(outputs[layer["name"]] - wanted[layer["name"]]).max()
+        assert layer["max_abs_error"] == error > 0
+
+
+# --- a data set
+
+
+@given(st.lists(st.integers(0, 50), max_size=300))
+def test_chunks_hold_every_item_once_with_those_of_its_size(sizes: list[int]) -> None:
+    chunks = comparison._chunks(sizes)
+    assert sorted(n for chunk in chunks for n in chunk) == list(range(len(sizes)))
+    ordered = [sizes[n] for chunk in chunks for n in chunk]
+    assert ordered == sorted(sizes, reverse=True)
+    assert all(1 <= len(chunk) <= comparison.CHUNK for chunk in chunks)
+    if len(sizes) > 1:
+        assert len(chunks) > 1
+
+
+def test_scores_do_not_depend_on_the_number_of_processes(recordings: Path) -> None:
+    model = read_folder(recordings)
+    alone = comparison.evaluate(model, FP16, EPUR, limit=20, beam=2)
+    many = comparison.evaluate(model, FP16, EPUR, limit=20, beam=2, jobs=2)
+    assert (alone.float32, alone.emulated) == (many.float32, many.emulated)
+    assert len({answer.symbols for answer in alone.emulated}) > 5
+    for name, answers, found in zip(
+        ("float32", "epur-fp16"), (alone.float32, alone.emulated), alone.metrics, strict=True
+    ):
+        one = comparison.task(model, arithmetic(name), EPUR)
+        items, references = one.test_set(20)
+        assert list(answers) == [one.answer([item], 2)[0] for item in items]
+        assert found == one.score(answers, references)
+    first, second = alone.to_dict(), many.to_dict()
+    assert (first.pop("jobs"), second.pop("jobs")) == (1, 2)
+    for result in (first, second):
+        assert min(result.pop("seconds").values()) > 0
+    assert first == second
+    assert first["n"] == 20
+    assert first["metric"] == "WER"
+    assert first["float32"] == first["metrics"]["float32"]["WER"]
+    assert first["emulated"] == first["metrics"]["emulated"]["WER"]
+    same = sum(a.text == b.text for a, b in zip(alone.float32, alone.emulated, strict=True))
+    assert first["same_outputs"] == same
+
+
+def test_a_limit_takes_the_first(recordings: Path) -> None:
+    model = read_folder(recordings)
+    few, more = (comparison.evaluate(model, FP16, EPUR, limit=n, jobs=1) for n in (3, 7))
+    assert few.emulated == more.emulated[:3]
+    assert comparison.evaluate(model, FP16, EPUR, limit=1, jobs=8).jobs == 1
+
+
+def test_an_error_in_a_process_is_the_same_error(recordings: Path) -> None:
+    model = read_folder(recordings)
+    with pytest.raises(EpurError, match="beam is 0"):
+        comparison.evaluate(model, FP16, EPUR, limit=4, beam=0, jobs=2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_dies_is_told(recordings: Path) -> None:
+    model = read_folder(recordings)
+    items = comparison.task(model, FP16, EPUR).test_set(4)[0]
+
+    def lose_one() -> None:
+        with comparison._workers(model, (FP16,), EPUR, 2) as work:
+            multiprocessing.active_children()[0].kill()
+            list(work([(0, [item], 1) for item in items] * 50))
+
+    with pytest.raises(EpurError, match="--jobs"):
+        lose_one()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("whom", ["all", "the command alone"])
+def test_an_interruption_ends_all_processes(recordings: Path, whom: str) -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "epur_emu", "evaluate", recordings, "--jobs", "2", "--beam", "999"],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0,
+    )  # fmt: skip
+    assert command.stderr is not None
+    shown = b""
+    while b"0/300" not in shown:
+        shown += command.stderr.read(1)
+        assert command.poll() is None, shown
+    time.sleep(0.3)  # the processes are now in the midst of it
+    (os.killpg if whom == "all" else os.kill)(command.pid, signal.SIGINT)
+    out, err = command.communicate(timeout=20)
+    assert command.returncode == 130
+    assert out == b""
+    assert err.endswith(b"epur: interrupted\n")
+    assert b"Traceback" not in err
+    deadline = time.monotonic() + 5
+    while _group_lives(command.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_evaluate_for_people(recordings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["evaluate", str(recordings), "--limit", "5", "--jobs", "1"])
+    out, err = capsys.readouterr()
+    for part in ("toy on epur, 5 items", "WER", "SER", "float32", "epur-fp16", "outputs are the"):
+        assert part in out
+    assert "5/5" in err
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_missing_package_is_told(
+    recordings: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    with pytest.raises(EpurError, match=r"threadpoolctl is not.*epur_emu\[evaluate\]"):
+        comparison.evaluate(read_folder(recordings), FP16, EPUR, limit=2, jobs=jobs)
+
+
+def test_what_a_metric_lacks_is_told_before_all_is_answered(
+    recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    answer = TASKS["speech"].answer
+    monkeypatch.setattr(TASKS["speech"], "score", lambda self, found, wanted: metrics.bleu([], []))
+    monkeypatch.setattr(TASKS["speech"], "answer", lambda *a: asked.extend(a[1]) or answer(*a))
+    with pytest.raises(EpurError, match=r"sacrebleu is not.*epur_emu\[evaluate\]"):
+        comparison.evaluate(read_folder(recordings), FP16, EPUR, limit=9)
+    assert len(asked) == 1
+
+
+def test_bleu_is_of_words() -> None:
+    pytest.importorskip("sacrebleu")
+    text = "a dog runs through the snow ."
+    assert metrics.bleu([text], [text]) == {"BLEU": pytest.approx(100), "chrF": pytest.approx(100)}
+    found = metrics.bleu([text, "a cat sleeps on the mat ."], [text, "the dog is on the mat ."])
+    assert 10 < found["BLEU"] < 90
+
+
+# --- data sets
+
+
+def test_a_data_set_is_where_the_variable_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EPUR_DATA", str(tmp_path))
+    with pytest.raises(EpurError, match=r"fsdd.*is no folder"):
+        data.folder("fsdd")
+    (tmp_path / "fsdd").mkdir()
+    assert data.folder("fsdd") == tmp_path / "fsdd"
+
+
+@pytest.mark.parametrize("name", ["fsdd", "nothing-known"])
+def test_a_data_set_that_can_not_be_had_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("EPUR_DATA", raising=False)
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(EpurError, match=f"set EPUR_DATA to the folder that holds {name}/"):
+        data.folder(name)
+
+
+@pytest.fixture
+def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What addresses give, through a stand-in for pooch; by address."""
+    answers: dict[str, bytes] = {}
+
+    def retrieve(
+        url: str, known_hash: None, fname: str, path: Path, progressbar: bool = False
+    ) -> str:
+        if url not in answers:
+            raise OSError(f"no route to {url}")
+        (Path(path) / fname).write_bytes(answers[url])
+        return str(Path(path) / fname)
+
+    pooch = types.SimpleNamespace(
+        retrieve=retrieve,
+        os_cache=lambda name: str(tmp_path / name),
+        get_logger=lambda: types.SimpleNamespace(setLevel=lambda level: None),
+    )
+    monkeypatch.setitem(sys.modules, "pooch", pooch)
+    monkeypatch.delenv("EPUR_DATA", raising=False)
+    return answers
+
+
+def _known(monkeypatch: pytest.MonkeyPatch, **entry: object) -> None:
+    full = {"source": "http://here", "revision": "r1", **entry}
+    monkeypatch.setattr(data, "catalogue", lambda: {"small": full})
+
+
+def _files(tmp_path: Path, contents: dict[str, bytes]) -> Path:
+    for name, content in contents.items():
+        path = tmp_path / "wanted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "wanted"
+
+
+def test_files_are_downloaded_once_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upstream: dict[str, bytes]
+) -> None:
+    wanted = _files(tmp_path, {"a.txt": b"A", "b.txt": b"B"})
+    _known(monkeypatch, base="http://here/", files=["a.txt", "b.txt"], sha256=data.digest(wanted))
+    upstream |= {"http://here/a.txt": b"A", "http://here/b.txt": b"damaged"}
+    with pytest.raises(EpurError, match="SHA-256"):
+        data.folder("small")
+    del upstream["http://here/b.txt"]
+    with pytest.raises(EpurError, match=r"no route to .*set EPUR_DATA"):
+        data.folder("small")
+    upstream["http://here/b.txt"] = b"B"
+    path = data.folder("small")
+    assert path == tmp_path / "epur_emu" / "small" / "r1"
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {"a.txt": b"A", "b.txt": b"B"}
+    upstream.clear()
+    assert data.folder("small") == path
+    assert [p.name for p in path.parent.iterdir()] == ["r1"]
+
+
+def test_an_archive_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upstream: dict[str, bytes]
+) -> None:
+    wanted = _files(tmp_path, {"sounds/1.wav": b"one", "sounds/2.wav": b"two"})
+    archive = tmp_path / "all.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("sounds/1.wav", "sounds/2.wav"):
+            file.writestr(f"set-r1/{name}", (wanted / name).read_bytes())
+        file.writestr("set-r1/README.md", "read me")
+        file.writestr("set-r1/sounds/../../../escaped.wav", "gone")
+    _known(
+        monkeypatch, archive="http://here/all.zip", members=r"[^/]+/(sounds/.*\.wav)",
+        sha256=data.digest(wanted),
+    )  # fmt: skip
+    upstream["http://here/all.zip"] = b"no archive"
+    with pytest.raises(EpurError, match=r"http://here/all\.zip: download failed"):
+        data.folder("small")
+    upstream["http://here/all.zip"] = archive.read_bytes()
+    path = data.folder("small")
+    assert sorted(p.name for p in path.rglob("*")) == ["1.wav", "2.wav", "sounds"]
+    assert not list(tmp_path.rglob("escaped.wav"))
+
+
+@pytest.mark.parametrize("name", sorted(data.catalogue()))
+def test_a_data_set_is_pinned_and_has_a_licence(name: str) -> None:
+    entry = data.catalogue()[name]
+    assert {"title", "source", "revision", "licence", "status", "sha256"} <= set(entry)
+    assert len(entry["revision"]) == 40
+    assert len(entry["sha256"]) == 64
+    assert entry["revision"] in entry.get("archive", entry.get("base"))
+
+
+@pytest.mark.skipif("EPUR_DATA" not in os.environ, reason="no EPUR_DATA")
+@pytest.mark.parametrize("name", sorted(data.catalogue()))
+def test_a_local_data_set_is_the_pinned_one(name: str) -> None:
+    path = Path(os.environ["EPUR_DATA"]) / name
+    if not path.is_dir():
+        pytest.skip(f"no {name} there")
+    assert data.digest(path) == data.catalogue()[name]["sha256"]
