@@ -17,15 +17,36 @@ LEVELS = ("scalar", "avx2", "avx512")
 # -ffp-contract=off: a fused a * b + c would round once where the arithmetic rounds twice.
 FLAGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno"]
 
-extensions = [
-    Extension(
-        "epur_emu._kernels.lstm",
-        [f"{KERNELS}/lstm.pyx", *(f"{KERNELS}/lstm_fp16_{level}.c" for level in LEVELS)],
-        depends=[f"{KERNELS}/{name}" for name in ("simd.h", "lstm_fp16.h", "lstm_fp16_api.h")],
+
+def levels(source: str) -> list[str]:
+    """One C file for each level."""
+    return [f"{source}_{level}.c" for level in LEVELS]
+
+
+def kernel(name: str, sources: list[str], *headers: str) -> Extension:
+    """A kernel's Cython file with its C files."""
+    return Extension(
+        f"epur_emu._kernels.{name}",
+        [f"{KERNELS}/{source}" for source in (f"{name}.pyx", *sources)],
+        depends=[f"{KERNELS}/{header}" for header in headers],
         include_dirs=[KERNELS],
         extra_compile_args=FLAGS + os.environ.get("EPUR_CFLAGS", "").split(),
         extra_link_args=os.environ.get("EPUR_LDFLAGS", "").split(),
     )
+
+
+extensions = [
+    kernel(
+        "lstm", [*levels("lstm"), *levels("lstm_int"), "pass.c", "exact.c"],
+        "cpu.h", "simd.h", "simd_int.h", "lanes.h", "dot_chain.h", "dot_general.h", "mu_narrow.h",
+        "lstm_api.h", "lstm_int.h", "lstm_int_api.h", "datapath.h", "exact.h", "pass.h",
+    ),  # fmt: skip
+    kernel("rounding", levels("rounding"), "cpu.h", "rounding.h", "rounding_api.h"),
+    kernel(
+        "integer", levels("lstm_int"),
+        "cpu.h", "simd.h", "simd_int.h", "datapath.h", "lstm_int.h", "lstm_int_api.h",
+    ),  # fmt: skip
+    kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
 ]
 
 version = re.search(r'__version__ = "(.+)"', (ROOT / "epur_emu/version.py").read_text())
@@ -36,8 +57,8 @@ extras = {
     "evaluate": evaluate,
     "plot": ["matplotlib>=3.7"],
     "train": ["torch>=2.1", "tokenizers>=0.15", *evaluate],
-    "bench": ["torch>=2.1"],
-    "test": ["pytest>=8", "hypothesis>=6.100", *evaluate],
+    "bench": ["torch>=2.1", "onnx>=1.15", "onnxruntime>=1.17", "ml_dtypes>=0.5"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5", "gfloat>=0.5", *evaluate],
     "lint": ["ruff>=0.6", "mypy>=1.11", "cython-lint>=0.16"],
 }
 
@@ -74,7 +95,7 @@ setup(
         "epur_emu._traces": ["*.md", "*.h5"],
     },
     exclude_package_data={"epur_emu._kernels": ["*.c"]},
-    ext_modules=cythonize(extensions),
+    ext_modules=cythonize(extensions, build_dir="build/cython"),
     zip_safe=False,
     classifiers=[
         "Intended Audience :: Science/Research",

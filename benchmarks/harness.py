@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from epur_emu.engine_fp16 import levels
+from epur_emu.passes import levels
 
 
 def one_thread() -> None:
@@ -23,18 +23,24 @@ def one_thread() -> None:
         os.environ[name] = "1"
 
 
+def in_turn(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of functions called in turn, after one call of each that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for timed in range(rounds + 1):
+        for name, function in sides.items():
+            begin = time.perf_counter()
+            function()
+            if timed:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
 def paired(
     ours: Callable[[], object], peer: Callable[[], object], rounds: int
 ) -> tuple[float, float]:
     """Median seconds of two functions called in turn, after one call of each that does not count."""
-    ours(), peer()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for function, times in zip((ours, peer), seconds, strict=True):
-            begin = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - begin)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+    seconds = in_turn({"ours": ours, "peer": peer}, rounds)
+    return seconds["ours"], seconds["peer"]
 
 
 def machine(*packages: str) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,32 +15,50 @@ import numpy.typing as npt
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.dataflow import Schedule, schedule_sequence
-from epur_emu.engine_fp16 import LANES, PackedPass, level_number
 from epur_emu.errors import FormatError, NetworkError
-from epur_emu.formats import FP16, LinearFormat
-from epur_emu.network import LstmLayer, Network
+from epur_emu.formats import FP32, FloatFormat, Format, LinearFormat
+from epur_emu.network import GATES, LstmLayer, Network
+from epur_emu.passes import COUNTED, EVENTS, LANES, PackedPass, level_number
+from epur_emu.rounding import calibration, round_to
 from epur_emu.trace import Trace
 from epur_emu.version import __version__
 
 F32 = npt.NDArray[np.float32]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class LayerStats:
-    """What happened in one pass, summed over all its evaluations.
+    """What happened in one pass, summed over all its evaluations; `docs/arithmetic.md` says what counts.
 
     Parameters
     ----------
     name : str
-    overflow : int
-        Operations with a finite exact result that became infinite.
-    underflow : int
-        Operations of the MU whose result below the smallest normal value is not exact.
+    places : dict of str to dict of str to int
+        ``overflow``, ``underflow`` and ``saturation`` of each place of the datapath.
     """
 
     name: str
-    overflow: int = 0
-    underflow: int = 0
+    places: dict[str, dict[str, int]]
+
+    def total(self, event: str) -> int:
+        """Sum of one event over the places, weights apart."""
+        return sum(row[event] for place, row in self.places.items() if place != "weight")
+
+    @property
+    def overflow(self) -> int:
+        """Operations with a finite exact result that became infinite or not-a-number."""
+        return self.total("overflow")
+
+    @property
+    def underflow(self) -> int:
+        """Operations whose result below the normal range is not exact."""
+        return self.total("underflow")
+
+    @property
+    def saturation(self) -> int:
+        """Results that became the largest or smallest value, or wrapped."""
+        return self.total("saturation")
 
 
 @dataclass
@@ -51,20 +72,29 @@ class Engine:
     order : {"epur", "epur-mwl"}
         Where sums are rounded: MWL finishes and stores the forward partial sums of a sequence first.
     alpha : mapping of str to float, optional
-        Largest forward partial sum of each pass, by the pass's name; needed where MWL quantises.
+        Calibrated magnitudes, as `calibrate` gives them: by a pass's name its largest forward partial
+        sum, needed where MWL quantises; by ``NAME.input`` and ``NAME.hidden`` those of x_t and
+        h_{t-1}, needed where inputs are linear (1 by default for h, and for outputs of other layers).
     level : str, optional
         CPU level of the kernel: ``scalar``, ``avx2``, ``avx512``; by default the best, or `EPUR_SIMD`.
     check_finite : bool
         Whether weights and inputs that are not finite in the arithmetic's formats are refused.
     width : int
         DPU width: how many products an adder tree takes.
+    count : bool
+        Whether underflows in the DPU are counted; the other events always are.
+    threads : int
+        Sequences, passes of a layer, or parts of a batch of states evaluated at once; results do not
+        depend on it.
+    observer : Observer, optional
+        Is shown what goes through the passes; float32 only.
 
     Raises
     ------
     NetworkError
         A weight is not finite.
     FormatError
-        The arithmetic or the width has no kernel, or the level can't run here.
+        The width has no kernel, or the level can't run here.
     """
 
     network: Network
@@ -74,37 +104,54 @@ class Engine:
     level: str | None = None
     check_finite: bool = True
     width: int = LANES
+    count: bool = True
+    threads: int = 1
+    observer: Observer | None = None
 
     def __post_init__(self) -> None:
-        self._seen = {p.name: np.zeros(2, np.int64) for p in self.network.passes}
+        self._seen = {
+            p.name: np.zeros((len(COUNTED), len(EVENTS)), np.int64) for p in self.network.passes
+        }
+        self._lock = Lock()
         self._level = level_number(self.level)
         a = self.arithmetic
-        places = {a.weight, a.input, a.product, a.tree, a.accumulator, a.mu, a.cell, a.output}
-        if a.bit_exact and (places != {FP16} or a.partial not in (FP16, LinearFormat(8))):
-            raise FormatError(
-                "arithmetic",
-                a.name,
-                "mixes formats that no kernel has",
-                f"use {', '.join(ARITHMETICS)}",
-            )
         if a.bit_exact and self.width != LANES:
             raise FormatError(
                 "accelerator", "width", f"is {self.width}, no kernel has such an adder tree",
                 f"use {LANES}, or arithmetic float32 for accesses and energy alone",
             )  # fmt: skip
-        self._dtype = np.float16 if a.bit_exact else np.float32
-        if self.check_finite:
-            for layer in self.network.passes:
-                layer.check_finite(self._dtype)
+        if self.threads < 1:
+            raise FormatError("engine", "threads", f"is {self.threads}", "give 1 or more")
+        for layer in self.network.passes if self.check_finite else ():
+            if not a.bit_exact:
+                layer.check_finite()
+                continue
+            gates = [a.at(layer.name, gate).weight for gate in GATES]
+
+            def rounded(gate: int, values: F32, gates: list[Format] = gates) -> F32:
+                f = gates[gate]
+                return values if isinstance(f, LinearFormat) else round_to(values, f)
+
+            layer.check_finite(rounded, "/".join(dict.fromkeys(map(str, gates))))
 
     @property
     def stats(self) -> dict[str, LayerStats]:
         """What was counted so far, by the pass's name."""
-        return {name: LayerStats(name, *map(int, seen)) for name, seen in self._seen.items()}
+        out = {}
+        for name, seen in self._seen.items():
+            places = {
+                place: dict(zip(EVENTS, map(int, row), strict=True))
+                for place, row in zip(COUNTED, seen, strict=True)
+            }
+            if self.arithmetic.bit_exact:
+                places["weight"] = {e: getattr(self._packed[name].weight_counts, e) for e in EVENTS}
+            out[name] = LayerStats(name, places)
+        return out
 
     def _checked(self, layer: LstmLayer, values: npt.ArrayLike, what: str, axes: int) -> F32:
         array = np.asarray(values, np.float32)
-        width = layer.inputs if what.startswith("input") else layer.cells
+        is_input = what.startswith("input")
+        width = layer.inputs if is_input else layer.cells
         if array.ndim != axes or array.shape[-1] != width:
             raise NetworkError(
                 layer.name, what, f"has shape {array.shape}",
@@ -112,16 +159,31 @@ class Engine:
             )  # fmt: skip
         if not self.check_finite:
             return array
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(array.astype(self._dtype, copy=False))
+        finite = np.isfinite(array)
+        formats = (
+            [FP32] if not self.arithmetic.bit_exact or not is_input else self._inputs[layer.name]
+        )
+        for f in formats:
+            if isinstance(f, FloatFormat) and f != FP32:
+                finite &= np.abs(array) <= float(f.max)
+                if not finite.all():  # near the largest value the rounding decides
+                    finite = np.isfinite(array) & np.isfinite(round_to(array, f))
         if not finite.all():
             index = [int(n) for n in np.argwhere(~finite)[0]]
             raise NetworkError(
                 layer.name, f"{what}, index {index}",
-                f"is {array[tuple(index)]}, not finite in {np.dtype(self._dtype)}",
+                f"is {array[tuple(index)]}, not finite in {'/'.join(map(str, formats))}",
                 "give finite values, or switch the check off to let it propagate",
             )  # fmt: skip
         return array
+
+    @cached_property
+    def _inputs(self) -> dict[str, list[Format]]:
+        """Formats of each pass's inputs."""
+        return {
+            p.name: list(dict.fromkeys(self.arithmetic.at(p.name, g).input for g in GATES))
+            for p in self.network.passes
+        }
 
     def sequence(
         self, inputs: npt.ArrayLike, initial: Sequence[tuple[F32, F32]] | None = None
@@ -142,48 +204,61 @@ class Engine:
         Raises
         ------
         NetworkError
-            A shape is wrong, a value is not finite, or MWL's scale of a pass is not known.
+            A shape is wrong, a value is not finite, or the calibration of a pass is not known.
         """
         out: list[F32] = []
         x = np.asarray(inputs)
         states = iter(initial or ())
         for layer in self.network.layers:
-            outputs = []
+            what = "input from the layer before" if out else "input"
+            jobs = []
             for p in layer:
-                checked = self._checked(
-                    p, x, "input" if not out else "input from the layer before", 2
-                )
+                checked = self._checked(p, x, what, 2)
                 h = c = None
                 if initial is not None:
                     h, c = next(states)
                     h, c = self._checked(p, h, "initial h", 1), self._checked(p, c, "initial c", 1)
-                outputs.append(self._pass(p, checked, h, c))
-            x = np.concatenate(outputs, -1)
+                jobs.append((p, checked, h, c))
+            x = np.concatenate(self._in_threads(self._pass, jobs), -1)
             out.append(x)
         return out
 
+    def sequences(self, inputs: Sequence[npt.ArrayLike]) -> list[list[F32]]:
+        """Evaluate several sequences, `threads` of them at once; each as `sequence` does."""
+        if self.threads == 1 or len(inputs) == 1:
+            return [self.sequence(x) for x in inputs]
+        if self.arithmetic.bit_exact:
+            _ = self._packed
+        alone = replace(self, threads=1)
+        alone._share(self)
+        return self._in_threads(alone.sequence, [(x,) for x in inputs])
+
+    def _share(self, other: Engine) -> None:
+        """Use another engine's packed weights and counters."""
+        self._seen, self._lock = other._seen, other._lock
+        for name in ("_packed", "floats"):
+            if name in other.__dict__:
+                self.__dict__[name] = other.__dict__[name]
+
+    def _in_threads(self, call: Callable[..., R], jobs: Sequence[tuple[Any, ...]]) -> list[R]:
+        if self.threads == 1 or len(jobs) < 2:
+            return [call(*job) for job in jobs]
+        with ThreadPoolExecutor(min(self.threads, len(jobs))) as pool:
+            return list(pool.map(lambda job: call(*job), jobs))
+
     def _pass(self, p: LstmLayer, x: F32, h: F32 | None, c: F32 | None) -> F32:
         if not self.arithmetic.bit_exact:
-            return self.floats[p.name].sequence(x, h, c)
-        largest = alpha = None
-        if self.order == "epur-mwl":
-            largest = 0
-            if isinstance(self.arithmetic.partial, LinearFormat):
-                largest, alpha = self.arithmetic.partial.max, self._alpha(p)
-        seen = self._seen[p.name]
-        out, _ = self._packed[p.name].sequence(self._level, x, h, c, largest, alpha, seen)
+            out = self.floats[p.name].sequence(x, h, c)
+            if self.observer is not None:
+                self.observer.see(p.name, x, out, self.floats[p.name].forward(x))
+            return out
+        seen = np.zeros((len(COUNTED), len(EVENTS)), np.int64)
+        out, _ = self._packed[p.name].sequence(x, h, c, self.order == "epur-mwl", seen)
+        with self._lock:
+            self._seen[p.name] += seen
         return out
 
-    def _alpha(self, p: LstmLayer) -> float:
-        alpha = (self.alpha or {}).get(p.name, 0.0)
-        if not 0.0 < alpha < np.inf:
-            raise NetworkError(
-                p.name, "alpha", f"is {alpha}, MWL can't scale its partial sums",
-                "calibrate the network on sample inputs, or keep them: arithmetic epur-fp16+fp16",
-            )  # fmt: skip
-        return alpha
-
-    def step(self, layer: int, x: F32, h: F32, c: F32) -> tuple[F32, F32]:
+    def step(self, layer: int, x: F32, h: F32, c: F32, index: int = 0) -> tuple[F32, F32]:
         """One time step of one (unidirectional) layer for a batch of independent states.
 
         Always in E-PUR's order, as decoding is on either machine.
@@ -193,6 +268,8 @@ class Engine:
         layer : int
         x : float32 array of shape (N, I)
         h, c : float32 arrays of shape (N, H)
+        index : int
+            Number of the time step: random numbers of stochastic rounding depend on it.
 
         Returns
         -------
@@ -201,12 +278,36 @@ class Engine:
         (p,) = self.network.layers[layer]
         x = self._checked(p, x, "input", 2)
         if not self.arithmetic.bit_exact:
-            return self.floats[p.name].step(x, h, c)
-        return self._packed[p.name].step(self._level, x, h, c, self._seen[p.name])
+            found = self.floats[p.name].step(x, h, c)
+            if self.observer is not None:
+                self.observer.see(p.name, x, np.concatenate((h, found[0])), None)
+            return found
+        part = -(-len(x) // self.threads) or 1
+        jobs = [
+            (p, *(v[n : n + part] for v in (x, h, c)), index) for n in range(0, len(x) or 1, part)
+        ]
+        results = self._in_threads(self._step, jobs)
+        if len(results) == 1:
+            return results[0]
+        return np.concatenate([r[0] for r in results]), np.concatenate([r[1] for r in results])
+
+    def _step(self, p: LstmLayer, x: F32, h: F32, c: F32, index: int) -> tuple[F32, F32]:
+        seen = np.zeros((len(COUNTED), len(EVENTS)), np.int64)
+        found = self._packed[p.name].step(x, h, c, seen, index)
+        with self._lock:
+            self._seen[p.name] += seen
+        return found
 
     @cached_property
     def _packed(self) -> dict[str, PackedPass]:
-        return {p.name: PackedPass.of(p, self.arithmetic.clamp) for p in self.network.passes}
+        packed: dict[str, PackedPass] = {}
+        for n, layer in enumerate(self.network.layers):
+            fed = n > 0 and not self.network.host_between
+            for p in layer:
+                packed[p.name] = PackedPass.of(
+                    p, self.arithmetic, self.alpha or {}, len(packed), self._level, self.count, fed
+                )
+        return packed
 
     @cached_property
     def floats(self) -> dict[str, FloatPass]:
@@ -232,7 +333,10 @@ class FloatPass:
 
     def cell(self, sums: F32, c: F32) -> tuple[F32, F32]:
         """Gates, cell state and output from the finished sums (N, 4 H)."""
-        i, f, g, o = np.split(sums + self.bias, 4, -1)
+        sums = sums + self.bias
+        i, f, g, o = (
+            sums[..., n : n + len(self.w_h)] for n in range(0, sums.shape[-1], len(self.w_h))
+        )
         if self.peepholes is not None:
             i, f = i + self.peepholes[0] * c, f + self.peepholes[1] * c
         with np.errstate(over="ignore"):
@@ -258,29 +362,80 @@ class FloatPass:
         return self.cell(self.forward(x) + h @ self.w_h, c)
 
 
-def calibrate(network: Network, sequences: Iterable[npt.ArrayLike]) -> dict[str, float]:
-    """Largest magnitude of each pass's forward partial sums in float32, over sample inputs.
+class Observer:
+    """What went through a network's passes in float32: samples of magnitudes, to calibrate on.
+
+    Parameters
+    ----------
+    room : int
+        Samples kept of each quantity; beyond, every second one is dropped, again and again.
+    """
+
+    def __init__(self, room: int = 2**20) -> None:
+        self.room = room
+        self._kept: dict[str, list[F32]] = {}
+        self._stride: dict[str, int] = {}
+        self._largest: dict[str, float] = {}
+
+    def see(self, name: str, x: F32, h: F32, forward: F32 | None) -> None:
+        """Take in a pass's inputs, outputs and forward sums."""
+        for key, values in ((name, forward), (f"{name}.input", x), (f"{name}.hidden", h)):
+            if values is None:
+                continue
+            sizes = np.abs(values).ravel()
+            self._largest[key] = max(self._largest.get(key, 0.0), float(sizes.max(initial=0.0)))
+            kept = self._kept.setdefault(key, [])
+            kept.append(sizes[:: self._stride.setdefault(key, 1)])
+            if sum(map(len, kept)) > self.room:
+                self._kept[key] = [np.concatenate(kept)[::2]]
+                self._stride[key] *= 2
+
+    def alpha(self, bits: int = 8, method: str = "max") -> dict[str, float]:
+        """Magnitudes that linear formats' largest codes should stand for.
+
+        Parameters
+        ----------
+        bits : int
+            Of the inputs' format, for ``mse``.
+        method : {"max", "percentile", "mse"}
+            How inputs are calibrated; see `rounding.calibration`. Of forward sums it is the largest.
+
+        Returns
+        -------
+        dict of str to float
+            ``NAME``, ``NAME.input`` and ``NAME.hidden`` of each pass.
+        """
+        out = {}
+        for key, largest in self._largest.items():
+            out[key] = largest
+            if key.endswith((".input", ".hidden")) and method != "max":
+                out[key] = float(calibration(np.concatenate(self._kept[key]), bits, method))
+        return {key: value for key, value in out.items() if value > 0.0}
+
+
+def calibrate(
+    network: Network, sequences: Iterable[npt.ArrayLike], bits: int = 8, method: str = "max"
+) -> dict[str, float]:
+    """What quantities of a network reach in float32, over sample inputs.
 
     Parameters
     ----------
     network : Network
     sequences : iterable of float arrays of shape (T, I)
+    bits, method
+        As for `Observer.alpha`.
 
     Returns
     -------
     dict of str to float
-        By the pass's name: MWL's alpha.
+        By a pass's name its largest forward partial sum (MWL's alpha), by ``NAME.input`` and
+        ``NAME.hidden`` the magnitudes of x_t and h_{t-1} for linear formats.
     """
-    engine = Engine(network, ARITHMETICS["float32"])
-    alpha = {p.name: 0.0 for p in network.passes}
+    observer = Observer()
+    engine = Engine(network, ARITHMETICS["float32"], observer=observer)
     for sequence in sequences:
-        x = np.asarray(sequence, np.float32)
-        inputs = [x, *engine.sequence(x)[:-1]]
-        for layer, given in zip(network.layers, inputs, strict=True):
-            for p in layer:
-                sums = engine.floats[p.name].forward(given)
-                alpha[p.name] = max(alpha[p.name], float(np.abs(sums).max(initial=0.0)))
-    return alpha
+        engine.sequence(np.asarray(sequence, np.float32))
+    return observer.alpha(bits, method)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from epur_emu.errors import NetworkError
 
 #: Order of the gates wherever four of them stand along one axis.
+Rounded = Callable[[int, npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
 GATES = ("i", "f", "g", "o")
 
 Floats = npt.NDArray[np.floating]
@@ -68,24 +71,33 @@ class LstmLayer:
                 )
             array.flags.writeable = False
 
-    def check_finite(self, dtype: npt.DTypeLike = np.float32) -> None:
-        """Raise `NetworkError`, naming gate and index, if a weight is not finite in this type."""
+    def check_finite(self, rounded: Rounded | None = None, what: str = "float32") -> None:
+        """Raise `NetworkError`, naming gate and index, if a weight is not finite.
+
+        Parameters
+        ----------
+        rounded : callable, optional
+            Takes a gate's number and its float32 weights, gives them as they will be used.
+        what : str
+            How the message calls what they are rounded to.
+        """
         for field in ("w_x", "w_h", "bias", "peepholes"):
             array = getattr(self, field)
             if array is None:
                 continue
-            with np.errstate(over="ignore"):
-                finite = np.isfinite(array.astype(dtype, copy=False))
-            if finite.all():
-                continue
-            gate, *index = (int(n) for n in np.argwhere(~finite)[0])
-            names = ("i", "f", "o") if field == "peepholes" else GATES
-            raise NetworkError(
-                self.name,
-                f"{field}, gate {names[gate]}, index {index}",
-                f"is {array[(gate, *index)]}, not finite in {np.dtype(dtype)}",
-                "give finite weights, or switch the check off to let it propagate",
-            )
+            owners = (0, 1, 3) if field == "peepholes" else range(4)
+            for gate, values in zip(owners, array, strict=True):
+                used = values if rounded is None else rounded(gate, values.astype(np.float32))
+                finite = np.isfinite(used)
+                if finite.all():
+                    continue
+                index = [int(n) for n in np.argwhere(~finite)[0]]
+                raise NetworkError(
+                    self.name,
+                    f"{field}, gate {GATES[gate]}, index {index}",
+                    f"is {values[tuple(index)]}, not finite in {what}",
+                    "give finite weights, or switch the check off to let it propagate",
+                )
 
     @property
     def cells(self) -> int:

@@ -1,87 +1,299 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The boundary of the fp16 LSTM kernels: arrays in, arrays out.
+"""The boundary of the LSTM kernels: a pass is built from arrays and plain values, then evaluated over arrays.
 
-Cython, because the loops run over single fp16 operations. Callers pass C-contiguous arrays of the shapes that
-``lstm_fp16.h`` states; nothing is checked, allocated or raised here beyond the choice of the level.
+Cython, because the loops run over single rounded operations. Callers pass C-contiguous arrays of the shapes that
+``pass.h`` states; nothing is checked or raised here.
 """
 
-from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint32_t
+from libc.string cimport memset
+
+import numpy as np
 
 
 cdef extern from * nogil:
     """
-    #include "lstm_fp16_api.h"
-    #if defined(EPUR_X86)
-    static int epur_best(void) {
-        __builtin_cpu_init();
-        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")))
-            return 0;
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
-            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") ? 2 : 1;
-    }
-    #define EPUR_CALL(level, name, ...) \\
-        ((level) == 2 ? name##_avx512(__VA_ARGS__) \\
-         : (level) == 1 ? name##_avx2(__VA_ARGS__) : name##_scalar(__VA_ARGS__))
-    #else
-    static int epur_best(void) { return 0; }
-    #define EPUR_CALL(level, name, ...) name##_scalar(__VA_ARGS__)
-    #endif
-    #define epur_dot(level, ...) EPUR_CALL(level, dot, __VA_ARGS__)
-    #define epur_mu(level, ...) EPUR_CALL(level, mu, __VA_ARGS__)
-    #define epur_recurrent(level, ...) EPUR_CALL(level, recurrent, __VA_ARGS__)
+    #include "cpu.h"
+    #include "pass.h"
     """
     int epur_best()
-    const double EPUR_SAFE_SUM
-    void epur_dot(int, const uint16_t*, const float*, float*, const uint8_t*, ptrdiff_t, ptrdiff_t,
-                  ptrdiff_t, int64_t*)
-    void epur_mu(int, const float*, const float*, const float*, float*, float*, float, const uint16_t*,
-                 ptrdiff_t, ptrdiff_t, int64_t*)
-    void epur_recurrent(int, const uint16_t*, const float*, const float*, const float*, float*, float*,
-                        float*, float*, const double*, double, float, const uint16_t*, ptrdiff_t,
-                        ptrdiff_t, int, int, int64_t*)
+    ctypedef struct fmt:
+        int kind, places, min_exp, overflow, subnormal
+        double max, min, codes
+    ctypedef struct seen:
+        int64_t overflow, underflow, saturation
+    ctypedef struct unit:
+        fmt place[6]
+        int mode, method, segments
+        double limit
+        const double *slope
+        const double *intercept
+    ctypedef struct matrix:
+        const void *w
+        int store
+        Py_ssize_t rows, subs
+    ctypedef struct chain:
+        float product, tree, acc, least, normal
+    ctypedef struct lanes:
+        uint32_t mask
+        float least, half, magic, max, normal, flush, random
+    ctypedef struct general:
+        lanes place[3]
+        int mode, innocuous, narrows
+    ctypedef struct operand:
+        int kind
+        fmt format
+        int largest
+        double alpha
+        const float *values
+        int block, max_exp
+    ctypedef struct int_matrix:
+        const void *codes
+        const double *energy
+        Py_ssize_t blocks, inputs
+        int narrow, largest_w, largest_x
+    ctypedef struct int_width:
+        int bits, overflow
+    ctypedef struct group:
+        int path
+        const int32_t *order
+        Py_ssize_t count, real
+        chain chain
+        general general
+        matrix w[2]
+        double norm[2]
+        double low[2]
+        double limit, least_product
+        operand operand[2]
+        int counts_input
+        int_matrix codes[2]
+        int_width width[4]
+        const double *scale
+        const float *lanes_scale
+    ctypedef struct mu_call:
+        lanes format
+        int mode, store, same
+        float limit
+        const float *bias
+        const float *peep
+        const uint32_t *sigmoid
+        const uint32_t *tanh
+    ctypedef struct c_pass "pass":
+        int level, counted, groups
+        Py_ssize_t cells, blocks, subs_x
+        unit unit[4]
+        group group[4]
+        const float *bias
+        const float *peep
+        int narrow_mu
+        mu_call mu
+        operand output
+        uint32_t key
+    void pass_forward(const c_pass *, const float *, Py_ssize_t, float *, int32_t *, double *, Py_ssize_t, uint32_t, int,
+                      seen *, int64_t *, void *)
+    void pass_convert(const c_pass *, float *, const int32_t *, Py_ssize_t, uint32_t, seen *)
+    void pass_step(const c_pass *, float *, int32_t *, double *, const float *, float *, float *, Py_ssize_t, uint32_t, int,
+                   seen *, int64_t *, void *)
+    void pass_recurrent(const c_pass *, float *, int32_t *, double *, int, float *, float *, float *, Py_ssize_t, int,
+                        uint32_t, seen *, int64_t *, void *)
+    int pass_table(const unit *, int, int, uint32_t *)
+    Py_ssize_t pass_room(const c_pass *, Py_ssize_t)
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
 LEVELS = ("scalar", "avx2", "avx512")[:epur_best() + 1]
 
-#: Bound of the sum of the magnitudes of a dot product's terms below which nothing can overflow.
-SAFE_SUM = EPUR_SAFE_SUM
 
-#: Most sub-vectors for which that bound holds.
-SAFE_SUBS = 1024
-
-
-def dot(int level, const uint16_t[:, :, ::1] w, const float[:, :, ::1] x, float[:, :, ::1] acc,
-        const uint8_t[::1] safe, int64_t[::1] seen):
-    """Add W x[v] to acc[v]: w IN (rows, inputs, 16), x IN (inputs / 16, nv, 16), acc INOUT (nv, rows, 16)."""
-    with nogil:
-        if acc.shape[0] and w.shape[0] and w.shape[1]:
-            epur_dot(level, &w[0, 0, 0], &x[0, 0, 0], &acc[0, 0, 0], &safe[0], w.shape[0],
-                     w.shape[1] // 16, acc.shape[0], &seen[0])
+cdef fmt format_of(values) except *:
+    cdef fmt f
+    f.kind, f.places, f.min_exp, f.overflow, f.subnormal = (int(v) for v in values[:5])
+    f.max, f.min, f.codes = values[5:8]
+    return f
 
 
-def mu(int level, const float[:, :, ::1] acc, const float[:, ::1] bias, const float[:, ::1] peep,
-       float[:, ::1] c, float[:, ::1] h, float clamp, const uint16_t[::1] table, int64_t[::1] seen):
-    """The MU on acc IN (nv, blocks * 4, 16): c INOUT and h OUT (nv, blocks * 16)."""
-    cdef const float* p = NULL if peep is None else &peep[0, 0]
-    with nogil:
-        if acc.shape[0]:
-            epur_mu(level, &acc[0, 0, 0], &bias[0, 0], p, &c[0, 0], &h[0, 0], clamp, &table[0],
-                    acc.shape[1] // 4, acc.shape[0], &seen[0])
+cdef lanes lanes_of(values) except *:
+    cdef lanes f
+    f.mask = int(values[0])
+    f.least, f.half, f.magic, f.max, f.normal, f.flush, f.random = values[1:8]
+    return f
 
 
-def recurrent(int level, const uint16_t[:, :, ::1] w, const float[:, :, ::1] forward,
-              const float[:, ::1] bias, const float[:, ::1] peep, float[::1] h, float[::1] c,
-              float[:, ::1] out, float[::1] scratch, const double[::1] bound, double norm, float clamp,
-              const uint16_t[::1] table, bint reverse, bint separate, int64_t[::1] seen):
-    """The recurrent part over forward IN (steps, blocks * 4, 16): h, c INOUT, out OUT (steps, blocks * 16).
+cdef class Pass:
+    """One pass of a layer as the kernels want it; keeps the arrays that it points into.
 
-    scratch has room for 4 times the length of h.
+    Parameters
+    ----------
+    level, counted, cells, blocks, subs_x, key : int
+    units : four of (formats (6 of 8 numbers), mode, method, limit, segments, slopes, intercepts)
+        Formats as ``fmt`` has them; slopes and intercepts float64 arrays or None.
+    groups : up to four of dict
+        Fields of ``group``; arrays for pointers.
+    bias, peep : float32 array or None
+    mu : dict or None
+        Fields of ``mu_call``.
+    output : tuple or None
+        An operand's fields.
     """
-    cdef const float* p = NULL if peep is None else &peep[0, 0]
-    with nogil:
-        if forward.shape[0]:
-            epur_recurrent(level, &w[0, 0, 0], &forward[0, 0, 0], &bias[0, 0], p, &h[0], &c[0], &out[0, 0],
-                           &scratch[0], &bound[0], norm, clamp, &table[0],
-                           forward.shape[0], h.shape[0] // 16, reverse, separate, &seen[0])
+
+    cdef c_pass p
+    cdef list kept
+
+    def __init__(self, level, counted, cells, blocks, subs_x, key, units, groups, bias, peep, mu, output):
+        cdef const float[::1] f32
+        cdef const double[::1] f64
+        cdef const int32_t[::1] i32
+        cdef const uint32_t[::1] u32
+        cdef group *g
+        cdef int n, k
+        self.kept = [bias, peep]
+        memset(&self.p, 0, sizeof(c_pass))
+        self.p.level, self.p.counted, self.p.groups = level, counted, len(groups)
+        self.p.cells, self.p.blocks, self.p.subs_x, self.p.key = cells, blocks, subs_x, key
+        for n, (formats, mode, method, limit, segments, slopes, intercepts) in enumerate(units):
+            for k in range(6):
+                self.p.unit[n].place[k] = format_of(formats[k])
+            self.p.unit[n].mode, self.p.unit[n].method = mode, method
+            self.p.unit[n].limit, self.p.unit[n].segments = limit, segments
+            if slopes is not None:
+                self.kept += [slopes, intercepts]
+                f64 = slopes
+                self.p.unit[n].slope = &f64[0]
+                f64 = intercepts
+                self.p.unit[n].intercept = &f64[0]
+        f32 = bias
+        self.p.bias = &f32[0]
+        if peep is not None:
+            f32 = peep
+            self.p.peep = &f32[0]
+        for n, values in enumerate(groups):
+            g = &self.p.group[n]
+            g.path = values["path"]
+            self.kept.append(values)
+            i32 = values["order"]
+            g.counts_input = values["counts_input"]
+            g.order, g.count, g.real = &i32[0], len(values["order"]), values["real"]
+            for k in range(2):
+                self.operand_of(&g.operand[k], values["operand"][k])
+            if "codes" in values:
+                self.integers(g, values)
+            else:
+                self.numbers(g, values)
+        if mu is not None:
+            self.kept.append(mu)
+            self.p.narrow_mu = 1
+            self.p.mu.format = lanes_of(mu["format"])
+            self.p.mu.mode, self.p.mu.store, self.p.mu.same = mu["mode"], mu["store"], mu["same"]
+            self.p.mu.limit = mu["limit"]
+            self.p.mu.bias, self.p.mu.peep = self.p.bias, self.p.peep
+            u32 = mu["sigmoid"]
+            self.p.mu.sigmoid = &u32[0]
+            u32 = mu["tanh"]
+            self.p.mu.tanh = &u32[0]
+        if output is not None:
+            self.operand_of(&self.p.output, output)
+
+    cdef operand_of(self, operand *o, values):
+        cdef const float[::1] table
+        kind, form, largest, alpha, codes, block, max_exp = values
+        o.kind, o.largest, o.alpha, o.block, o.max_exp = kind, largest, alpha, block, max_exp
+        if form is not None:
+            o.format = format_of(form)
+        if codes is not None:
+            self.kept.append(codes)
+            table = codes
+            o.values = &table[0]
+
+    cdef numbers(self, group *g, values):
+        cdef const uint16_t[::1] codes
+        cdef const float[::1] wide
+        cdef int k
+        c = values["chain"]
+        g.chain.product, g.chain.tree, g.chain.acc, g.chain.least, g.chain.normal = c
+        for k in range(3):
+            g.general.place[k] = lanes_of(values["lanes"][k])
+        g.general.mode, g.general.innocuous, g.general.narrows = values["mode"], values["innocuous"], values["narrows"]
+        g.limit, g.least_product = values["limit"], values["least_product"]
+        for k, (array, store, rows, subs, norm, low) in enumerate(values["w"]):
+            if store == 2:
+                wide = array
+                g.w[k].w = &wide[0]
+            else:
+                codes = array
+                g.w[k].w = &codes[0]
+            g.w[k].store, g.w[k].rows, g.w[k].subs, g.norm[k], g.low[k] = store, rows, subs, norm, low
+
+    cdef integers(self, group *g, values):
+        cdef const unsigned char[::1] codes
+        cdef const double[::1] energy
+        cdef const double[::1] scale
+        cdef const float[::1] lanes_scale
+        cdef int k
+        for k, m in enumerate(values["codes"]):
+            codes, energy = m.codes, m.energy
+            g.codes[k].codes, g.codes[k].energy = &codes[0], &energy[0]
+            g.codes[k].blocks, g.codes[k].inputs, g.codes[k].narrow = m.blocks, m.inputs, m.narrow
+            g.codes[k].largest_w, g.codes[k].largest_x = m.largest_w, m.largest_x
+        for k in range(4):
+            g.width[k].bits, g.width[k].overflow = values["width"][k]
+        scale = values["scale"]
+        g.scale = &scale[0]
+        if values["lanes_scale"] is not None:
+            lanes_scale = values["lanes_scale"]
+            g.lanes_scale = &lanes_scale[0]
+
+    def room(self, Py_ssize_t nv):
+        """Bytes of scratch that a call over nv vectors takes."""
+        return pass_room(&self.p, nv)
+
+    def forward(self, const float[:, ::1] x, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound,
+                uint32_t first, int stride, int64_t[:, ::1] counts, int64_t[::1] raised, char[::1] room):
+        """Forward sums of x IN (nv, I): see ``pass_forward``."""
+        cdef int32_t *integers = NULL if isums is None else &isums[0, 0, 0]
+        with nogil:
+            if x.shape[0]:
+                pass_forward(&self.p, &x[0, 0], x.shape[1], &sums[0, 0, 0], integers, &bound[0, 0], x.shape[0],
+                             first, stride, <seen *>&counts[0, 0], &raised[0], &room[0])
+
+    def convert(self, float[:, :, ::1] sums, const int32_t[:, :, ::1] isums, uint32_t first, int64_t[:, ::1] counts):
+        """Integer forward sums as values: see ``pass_convert``."""
+        with nogil:
+            if sums.shape[0]:
+                pass_convert(&self.p, &sums[0, 0, 0], &isums[0, 0, 0], sums.shape[0], first, <seen *>&counts[0, 0])
+
+    def step(self, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound, float[:, ::1] h,
+             float[:, ::1] c, uint32_t first, int stride, int64_t[:, ::1] counts, int64_t[::1] raised, char[::1] room):
+        """One step of nv states: see ``pass_step``."""
+        cdef int32_t *integers = NULL if isums is None else &isums[0, 0, 0]
+        with nogil:
+            if sums.shape[0]:
+                pass_step(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], NULL, &h[0, 0], &c[0, 0], sums.shape[0], first,
+                          stride, <seen *>&counts[0, 0], &raised[0], &room[0])
+
+    def recurrent(self, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound, bint separate,
+                  float[::1] h, float[::1] c, float[:, ::1] out, bint reverse, uint32_t first, int64_t[:, ::1] counts,
+                  int64_t[::1] raised, char[::1] room):
+        """All steps of a sequence: see ``pass_recurrent``."""
+        cdef int32_t *integers = NULL if isums is None else &isums[0, 0, 0]
+        with nogil:
+            if sums.shape[0]:
+                pass_recurrent(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], separate, &h[0], &c[0], &out[0, 0],
+                               sums.shape[0], reverse, first, <seen *>&counts[0, 0], &raised[0], &room[0])
+
+
+def activation_table(one, int tangent, int store):
+    """Table (65536) of an activation for ``mu``, or None: see ``pass_table``. `one` as in `Pass`."""
+    cdef unit u
+    cdef const double[::1] f64
+    cdef uint32_t[::1] table = np.zeros(65536, np.uint32)
+    cdef int k
+    formats, mode, method, limit, segments, slopes, intercepts = one
+    memset(&u, 0, sizeof(unit))
+    for k in range(6):
+        u.place[k] = format_of(formats[k])
+    u.mode, u.method, u.limit, u.segments = mode, method, limit, segments
+    if slopes is not None:
+        f64 = slopes
+        u.slope = &f64[0]
+        f64 = intercepts
+        u.intercept = &f64[0]
+    return np.asarray(table) if pass_table(&u, tangent, store, &table[0]) else None

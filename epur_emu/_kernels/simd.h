@@ -5,7 +5,12 @@
  *   vf_msub(a, b, c)  a * b - c, likewise;  vf_nmadd(a, b, c)  c - a * b, likewise
  *   vf_half(h)        fp16 codes to float32
  *   vf_round(v, code) v rounded to fp16 (nearest even, gradual underflow, overflow to infinity); its codes
+ *   vf_top(h)         codes of 16 bits, the upper halves of float32, to float32
+ *   vf_fma(a, b, c)   a * b + c, rounded once, whatever a * b
+ *   vf_and, vf_or, vf_xor  of the bits;  vf_topmost(a, b) the larger of two bit patterns without sign
  *   vf_min, vf_max    return the second operand if one is not a number
+ *   vf_pick(m, a, b)  a where m is set, else b;  vm_any(m) whether any lane is set
+ *   vf_mix(key, n)    12 random bits as float32 for each lane's key, of operation n
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
@@ -69,10 +74,19 @@ static inline vf vf_round(vf v, uint16_t *code) {
     *code = float_to_half(v);
     return half_to_float(*code);
 }
+static inline vf vf_top_of(uint16_t code) { return float_of((uint32_t)code << 16); }
+#define vf_top(p) vf_top_of(*(p))
+static inline vf vf_and(vf a, vf b) { return float_of(bits_of(a) & bits_of(b)); }
+static inline vf vf_or(vf a, vf b) { return float_of(bits_of(a) | bits_of(b)); }
+static inline vf vf_xor(vf a, vf b) { return float_of(bits_of(a) ^ bits_of(b)); }
+static inline vf vf_topmost(vf a, vf b) { return bits_of(a) > bits_of(b) ? a : b; }
+static inline vf vf_pick(vm m, vf a, vf b) { return m ? a : b; }
+#define vm_any(m) (m)
 #define vf_eq(a, b) ((a) == (b))
 #define vf_ne(a, b) ((a) != (b))
 #define vf_lt(a, b) ((a) < (b))
 #define vm_and(a, b) ((a) & (b))
+#define vm_or(a, b) ((a) | (b))
 typedef int64_t vc;
 #define vc_zero() 0
 #define vc_add(n, m) ((n) + (m))
@@ -105,10 +119,31 @@ static inline vf vf_round(vf v, uint16_t *code) {
     _mm_storeu_si128((__m128i *)code, h);
     return _mm256_cvtph_ps(h);
 }
+#define vf_top(p) \
+    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
+#define vf_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define vf_and(a, b) _mm256_and_ps(a, b)
+#define vf_or(a, b) _mm256_or_ps(a, b)
+#define vf_xor(a, b) _mm256_xor_ps(a, b)
+#define vf_topmost(a, b) _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
+#define vf_pick(m, a, b) _mm256_blendv_ps(b, a, m)
+#define vm_any(m) _mm256_movemask_ps(m)
+typedef __m256i vk;
+#define vk_load(p) _mm256_loadu_si256((const __m256i *)(p))
+static inline vf vf_mix(vk key, uint32_t n) {
+    __m256i x = _mm256_xor_si256(key, _mm256_set1_epi32((int)(n * 0x9e3779b9U)));
+    x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
+    x = _mm256_mullo_epi32(x, _mm256_set1_epi32(0x7feb352d));
+    x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 15));
+    x = _mm256_mullo_epi32(x, _mm256_set1_epi32((int)0x846ca68bU));
+    x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
+    return _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 20));
+}
 #define vf_eq(a, b) _mm256_cmp_ps(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm256_cmp_ps(a, b, _CMP_NEQ_UQ)
 #define vf_lt(a, b) _mm256_cmp_ps(a, b, _CMP_LT_OQ)
 #define vm_and(a, b) _mm256_and_ps(a, b)
+#define vm_or(a, b) _mm256_or_ps(a, b)
 typedef __m256i vc;
 #define vc_zero() _mm256_setzero_si256()
 #define vc_add(n, m) _mm256_sub_epi32(n, _mm256_castps_si256(m))
@@ -148,10 +183,32 @@ static inline vf vf_round(vf v, uint16_t *code) {
     _mm256_storeu_si256((__m256i *)code, h);
     return _mm512_cvtph_ps(h);
 }
+#define vf_top(p) \
+    _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16))
+#define vf_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define vf_bits(a) _mm512_castps_si512(a)
+#define vf_and(a, b) _mm512_castsi512_ps(_mm512_and_si512(vf_bits(a), vf_bits(b)))
+#define vf_or(a, b) _mm512_castsi512_ps(_mm512_or_si512(vf_bits(a), vf_bits(b)))
+#define vf_xor(a, b) _mm512_castsi512_ps(_mm512_xor_si512(vf_bits(a), vf_bits(b)))
+#define vf_topmost(a, b) _mm512_castsi512_ps(_mm512_max_epi32(vf_bits(a), vf_bits(b)))
+#define vf_pick(m, a, b) _mm512_mask_blend_ps(m, b, a)
+#define vm_any(m) ((int)(m))
+typedef __m512i vk;
+#define vk_load(p) _mm512_loadu_si512(p)
+static inline vf vf_mix(vk key, uint32_t n) {
+    __m512i x = _mm512_xor_si512(key, _mm512_set1_epi32((int)(n * 0x9e3779b9U)));
+    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+    x = _mm512_mullo_epi32(x, _mm512_set1_epi32(0x7feb352d));
+    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 15));
+    x = _mm512_mullo_epi32(x, _mm512_set1_epi32((int)0x846ca68bU));
+    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+    return _mm512_cvtepi32_ps(_mm512_srli_epi32(x, 20));
+}
 #define vf_eq(a, b) _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
 #define vf_lt(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
 #define vm_and(a, b) ((vm)((a) & (b)))
+#define vm_or(a, b) ((vm)((a) | (b)))
 typedef int64_t vc;
 #define vc_zero() 0
 #define vc_add(n, m) ((n) + __builtin_popcount((unsigned)(m)))

@@ -29,6 +29,18 @@
 #define _mm512_fmadd_ps(a, b, c) simde_mm512_fmadd_ps(a, b, c)
 #define _mm512_fmsub_ps(a, b, c) simde_mm512_fmsub_ps(a, b, c)
 #define _mm512_fnmadd_ps(a, b, c) simde_mm512_fnmadd_ps(a, b, c)
+#define _mm512_loadu_si512(p) simde_mm512_loadu_si512(p)
+#define _mm512_storeu_si512(p, v) simde_mm512_storeu_si512(p, v)
+#define _mm512_set1_epi16(s) simde_mm512_set1_epi16(s)
+#define _mm512_add_epi32(a, b) simde_mm512_add_epi32(a, b)
+#define _mm512_mask_add_epi32(s, k, a, b) simde_mm512_mask_add_epi32(s, k, a, b)
+#define _mm512_min_epi32(a, b) simde_mm512_min_epi32(a, b)
+#define _mm512_max_epi32(a, b) simde_mm512_max_epi32(a, b)
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+#define _mm512_maddubs_epi16(a, b) simde_mm512_maddubs_epi16(a, b)
+#undef _mm512_slli_epi32
+#define _mm512_slli_epi32(a, by) simde_mm512_slli_epi32(a, (unsigned)(by))
+#define _mm512_cmpneq_epi32_mask(a, b) ((__mmask16)~simde_mm512_cmpeq_epi32_mask(a, b))
 #undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask(a, b, c) simde_mm512_cmp_ps_mask(a, b, c)
 
@@ -44,6 +56,14 @@ HALVES(portable_min, _mm256_min_ps)
 HALVES(portable_max, _mm256_max_ps)
 #define _mm512_min_ps(a, b) portable_min(a, b)
 #define _mm512_max_ps(a, b) portable_max(a, b)
+
+static inline simde__m512i portable_srai(simde__m512i a, int by) {
+    simde__m512i_private x = simde__m512i_to_private(a);
+    for (int i = 0; i < 2; i++) x.m256i[i] = _mm256_srai_epi32(x.m256i[i], by);
+    return simde__m512i_from_private(x);
+}
+#undef _mm512_srai_epi32
+#define _mm512_srai_epi32(a, by) portable_srai(a, by)
 
 static inline simde__m512 portable_cvtph(__m256i h) {
     simde__m512_private r;

@@ -1,0 +1,215 @@
+/* Dot products whose every operation is rounded to nearest even, in float32 lanes without conversions: 16 neurons side by
+ * side. For formats that widen along the chain product, tree, accumulator (each holds the values of the one before) and have
+ * at most 11 bits of significand, or are float32 itself.
+ *
+ * Let X be the 24-bit significand of a float32 value v, p the precision, C = 2^(24 - p), r = v rounded to p bits. Adding or
+ * subtracting C v leaves r's last place as the last place of the sum:
+ *   y = C v -+ v, rounded once;   r = +-(C v - y), exact.
+ * A tie has X even, so that y's evenness is r's. Where y leaves its binade downwards (C v - v) its last place halves, but
+ * there v lies within 1/8 of a place of r; where it leaves it upwards (C v + v) its last place doubles, which is harmless if
+ * X is even, as it is for a product of two values of 11 bits.
+ *   sum      s = a + b;  r = C s - round(C s - s)                     for any float32 s
+ *   product  p = w x;  t = max(|p|, 1.5 least normal);  r = round(C t + p) - C t
+ * where below 1.5 least normal the sum has the format's least place as its last. A sum below the normal range is a multiple of
+ * that place and exact. C = 1 in the first and C = 0 in the second leave v as it is: float32. Neither form overflows to
+ * infinity, and no product may underflow in float32: the caller proves both beforehand. A zero may come out with either sign.
+ */
+
+/* Constants of a call must reach the innermost loop as such. */
+#define INLINE static inline __attribute__((always_inline))
+
+/* LOCK vectors of neurons go through the tree side by side, in LOCK_ROWS rows of 16: the chain of one rounding is
+ * some ten cycles long, and only independent neighbours in program order fill it. */
+#define LOCK 4
+#define LOCK_ROWS (LOCK / VN ? LOCK / VN : 1)
+#define LANES (LOCK * VW)
+/* Vectors that share one conversion of the weights. */
+#define TILE 32
+#define ALIGNED __attribute__((aligned(64)))
+#define EACH for (int i = 0; i < LOCK; i++)
+
+INLINE void fetch(vf *a, const float *from) { EACH a[i] = vf_load(from + i * VW); }
+INLINE void put(float *to, const vf *a) { EACH vf_store(to + i * VW, a[i]); }
+
+/* Between one vector's rows of `acc` and LANES neighbours. */
+INLINE void gather_lanes(float *to, const float *acc, const int32_t *order) {
+    EACH vf_store(to + i * VW, vf_load(acc + (ptrdiff_t)order[i / VN] * 16 + i % VN * VW));
+}
+INLINE void scatter_lanes(float *acc, const float *from, const int32_t *order) {
+    EACH vf_store(acc + (ptrdiff_t)order[i / VN] * 16 + i % VN * VW, vf_load(from + i * VW));
+}
+
+/* Weights of input j in LOCK vectors: codes of the rows at `at`, or float32 as `widen` lays them. */
+typedef struct {
+    const uint16_t *row[LOCK_ROWS];
+} codes;
+INLINE codes codes_at(const matrix *m, const int32_t *order) {
+    codes c;
+    for (int r = 0; r < LOCK_ROWS; r++) c.row[r] = (const uint16_t *)m->w + order[r] * m->subs * 256;
+    return c;
+}
+INLINE void load_half(vf *w, const codes *at, ptrdiff_t from, int j) {
+    EACH w[i] = vf_half(at->row[i / VN] + from + j * 16 + i % VN * VW);
+}
+INLINE void load_top(vf *w, const codes *at, ptrdiff_t from, int j) {
+    EACH w[i] = vf_top(at->row[i / VN] + from + j * 16 + i % VN * VW);
+}
+INLINE void load_wide(vf *w, const float *at, ptrdiff_t from, int j) { fetch(w, at + from + j * LANES); }
+
+/* One sub-vector of the rows in `order`, from input 16 s, as float32. */
+INLINE void widen(float *wide, const matrix *m, const int32_t *order, ptrdiff_t s) {
+    if (m->store == WIDE) {
+        EACH {
+            const float *from = (const float *)m->w + (order[i / VN] * m->subs + s) * 256 + i % VN * VW;
+            for (int j = 0; j < 16; j++) vf_store(wide + j * LANES + i * VW, vf_load(from + j * 16));
+        }
+        return;
+    }
+    const codes at = codes_at(m, order);
+    vf w[LOCK];
+    for (int j = 0; j < 16; j++) {
+        if (m->store == HALF)
+            load_half(w, &at, s * 256, j);
+        else
+            load_top(w, &at, s * 256, j);
+        put(wide + j * LANES, w);
+    }
+}
+
+INLINE void products(vf *p, const vf *w, float x, const chain *k, vc *below) {
+    vf t[LOCK], q[LOCK];
+    EACH q[i] = vf_mul(w[i], vf_set(x));
+    EACH t[i] = vf_max(vf_abs(q[i]), vf_set(k->least));
+    EACH p[i] = vf_madd(t[i], vf_set(k->product), q[i]);
+    EACH p[i] = vf_nmadd(t[i], vf_set(k->product), p[i]);
+    if (below) EACH *below = vc_add(*below, vm_and(vf_lt(vf_abs(q[i]), vf_set(k->normal)), vf_ne(p[i], q[i])));
+}
+
+INLINE void pairs(vf *a, const vf *b, float c) {
+    vf y[LOCK];
+    EACH a[i] = vf_add(a[i], b[i]);
+    EACH y[i] = vf_mul(a[i], vf_set(c - 1.0f));
+    EACH a[i] = vf_msub(a[i], vf_set(c), y[i]);
+}
+
+INLINE void stored_pairs(float *to, const float *from, float c) {
+    vf a[LOCK], b[LOCK];
+    fetch(a, to);
+    fetch(b, from);
+    pairs(a, b, c);
+    put(to, a);
+}
+
+/* The upper levels of a tree whose eight sums of adjacent products lie in `level`, and the accumulator: eight steps. */
+INLINE void upper(int step, float *level, float *acc, const chain *k) {
+    switch (step) {
+    case 0: stored_pairs(level, level + LANES, k->tree); break;
+    case 1: stored_pairs(level + 2 * LANES, level + 3 * LANES, k->tree); break;
+    case 2: stored_pairs(level + 4 * LANES, level + 5 * LANES, k->tree); break;
+    case 3: stored_pairs(level + 6 * LANES, level + 7 * LANES, k->tree); break;
+    case 4: stored_pairs(level, level + 2 * LANES, k->tree); break;
+    case 5: stored_pairs(level + 4 * LANES, level + 6 * LANES, k->tree); break;
+    case 6: stored_pairs(level, level + 4 * LANES, k->tree); break;
+    default: stored_pairs(acc, level, k->acc);
+    }
+}
+
+/* One sub-vector, pipelined: its products and their adjacent sums go to `now`, while the tree of the sub-vector before,
+ * in `was`, is finished into `acc`, so that every operand is ready by the time it is wanted. */
+#define TWO_PAIRS(load, g)                                                          \
+    load(w, at, from, 4 * (g)), products(a, w, x[4 * (g)], k, below);                \
+    upper(2 * (g), was, acc, k);                                                    \
+    if (g) pairs(c, d, k->tree), put(now + (2 * (g)-1) * LANES, c);                  \
+    load(w, at, from, 4 * (g) + 1), products(b, w, x[4 * (g) + 1], k, below);        \
+    load(w, at, from, 4 * (g) + 2), products(c, w, x[4 * (g) + 2], k, below);        \
+    upper(2 * (g) + 1, was, acc, k);                                                \
+    pairs(a, b, k->tree), put(now + 2 * (g)*LANES, a);                               \
+    load(w, at, from, 4 * (g) + 3), products(d, w, x[4 * (g) + 3], k, below);
+#define DEFINE_TREE(name, type, load)                                                                         \
+    INLINE void name(float *now, float *was, float *acc, const type *at, ptrdiff_t from, const float *x, \
+                            const chain *k, vc *below) {                                                      \
+        vf w[LOCK], a[LOCK], b[LOCK], c[LOCK], d[LOCK];                                                       \
+        TWO_PAIRS(load, 0)                                                                                    \
+        TWO_PAIRS(load, 1)                                                                                    \
+        TWO_PAIRS(load, 2)                                                                                    \
+        TWO_PAIRS(load, 3)                                                                                    \
+        pairs(c, d, k->tree), put(now + 7 * LANES, c);                                                        \
+    }
+DEFINE_TREE(tree_half, codes, load_half)
+DEFINE_TREE(tree_top, codes, load_top)
+DEFINE_TREE(tree_wide, float, load_wide)
+
+/* `counted` is a constant where this is called, so that the uncounted form has no trace of it. */
+INLINE void chain_rows(
+    const matrix *m, const chain constants, const int32_t *order, ptrdiff_t count, const float *x, float *acc,
+    ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, int counted, int64_t *underflow) {
+    const chain *k = &constants;
+    float wide[16 * LANES] ALIGNED, level[2][8 * LANES] ALIGNED;
+    float sums[TILE * LANES] ALIGNED; /* side by side, where rows of `acc` may share one cache set */
+    for (ptrdiff_t r = 0; r < count; r += LOCK_ROWS) {
+        for (int part = 0; part < LOCK_ROWS * VN; part += LOCK) { /* one, but for the scalar level */
+            const ptrdiff_t shift = part * VW;
+            matrix shifted = *m; /* the scalar level's part of a row */
+            shifted.w = m->store == WIDE ? (const void *)((const float *)m->w + shift)
+                                         : (const void *)((const uint16_t *)m->w + shift);
+            const codes at = codes_at(&shifted, order + r);
+            for (ptrdiff_t first = 0; first < nv; first += TILE) {
+                float *a = acc + first * pitch + shift;
+                ptrdiff_t place[TILE], used = 0;
+                vc seen_below = vc_zero(), *below = counted ? &seen_below : NULL;
+                for (ptrdiff_t v = first; v < nv && v < first + TILE; v++)
+                    if (take[v]) place[used++] = v - first;
+                if (!used) continue;
+                for (ptrdiff_t u = 0; u < used; u++) gather_lanes(sums + u * LANES, a + place[u] * pitch, order + r);
+                float *before = sums;
+                int now = 0;
+                memset(level[1], 0, sizeof level[1]); /* begins with a tree of +0: adds nothing */
+                const ptrdiff_t next = nv * 16;
+                const float *xs = x + first * 16;
+                if (used == 1 && m->store == HALF) {
+                    xs += place[0] * 16;
+                    for (ptrdiff_t s = 0; s < m->subs; s++, now ^= 1, xs += next)
+                        tree_half(level[now], level[now ^ 1], sums, &at, s * 256, xs, k, below);
+                } else if (used == 1 && m->store == TOP) {
+                    xs += place[0] * 16;
+                    for (ptrdiff_t s = 0; s < m->subs; s++, now ^= 1, xs += next)
+                        tree_top(level[now], level[now ^ 1], sums, &at, s * 256, xs, k, below);
+                } else {
+                    for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
+                        widen(wide, &shifted, order + r, s); /* one conversion of the weights serves all vectors */
+                        for (ptrdiff_t u = 0; u < used; u++, now ^= 1) {
+                            tree_wide(level[now], level[now ^ 1], before, wide, 0, xs + place[u] * 16, k, below);
+                            before = sums + u * LANES;
+                        }
+                    }
+                }
+                for (int step = 0; step < 8; step++) upper(step, level[now ^ 1], before, k);
+                for (ptrdiff_t u = 0; u < used; u++) scatter_lanes(a + place[u] * pitch, sums + u * LANES, order + r);
+                if (counted) *underflow += vc_sum(seen_below);
+            }
+        }
+    }
+}
+
+/* acc[v] += W x[v] for the vectors that are to be taken and the rows in `order`.
+ *   order IN    (count, a multiple of 4) rows of W
+ *   x     IN    (subs, nv, 16), values of the input's format
+ *   acc   INOUT (nv, pitch / 16, 16), values of the accumulator's format
+ *   take  IN    (nv)
+ *   underflow INOUT of products, or NULL: not counted
+ */
+void LEVEL(dot_chain)(const matrix *m, const chain *k, const int32_t *order, ptrdiff_t count, const float *x,
+                      float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, int64_t *underflow) {
+    /* One constant for all roundings, and known ones for fp16, leave more registers to the sums. */
+    const chain half = {8192.0f, 8192.0f, 8192.0f, 0x1.8p-14f, 0x1p-14f};
+    const float c = k->product;
+    const chain uniform = {c, c, c, k->least, k->normal};
+    if (underflow)
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 1, underflow);
+    else if (memcmp(k, &half, sizeof half) == 0)
+        chain_rows(m, half, order, count, x, acc, pitch, take, nv, 0, NULL);
+    else if (c == k->tree && c == k->acc)
+        chain_rows(m, uniform, order, count, x, acc, pitch, take, nv, 0, NULL);
+    else
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, NULL);
+}

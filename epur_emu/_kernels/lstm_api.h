@@ -1,0 +1,86 @@
+/* What the kernels of a pass take and give; `dot_chain.h`, `dot_general.h`, `mu_narrow.h` say what they do. */
+#ifndef EPUR_LSTM_API_H
+#define EPUR_LSTM_API_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "datapath.h"
+
+/* How a weight is stored: an fp16 code, the upper half of a float32, a float32. */
+enum { HALF, TOP, WIDE };
+
+/* W_x or W_h of a pass: (rows + 1, subs * 16 inputs, 16 neurons). Row 4 b + g holds gate g of the neurons of block b; the
+ * last one is all zero, for groups of rows that are not full. */
+typedef struct {
+    const void *w;
+    int store;
+    ptrdiff_t rows, subs;
+} matrix;
+
+/* Constants of `dot_chain`: 2^(24 - precision) of products (0: float32 itself), of the tree and of the accumulator
+ * (1: float32 itself), 1.5 * least normal product, and least normal product. */
+typedef struct {
+    float product, tree, acc, least, normal;
+} chain;
+
+/* Constants of `dot_general` and of the MU for one format: the unit of a result is 2^-places times the larger of
+ * its power of two (`mask` all of the exponent's bits; 0: fixed point) and `least`. */
+typedef struct {
+    uint32_t mask;
+    float least, half, magic; /* 2^-(places + 1); 1.5 * 2^(23 - places), 0: float32 itself */
+    float max, normal;        /* results beyond max are left to the exact path; least normal value, 0: none */
+    float flush;              /* results below become 0 */
+    float random;             /* 2^-(places + 12) */
+} lanes;
+
+typedef struct {
+    lanes place[3]; /* products, tree, accumulator */
+    int mode;
+    int innocuous; /* nearest even: whether sums may be rounded to float32 first */
+    int narrows;   /* whether a sum below the normal range may be inexact */
+} general;
+
+/* What `dot_general` looks out for: nothing, as no sum can leave its range; that; underflows too. */
+enum { NOTHING, RANGE, COUNTS };
+
+/* What the MU's fast form takes; tables are indexed by codes and hold results' codes, see `mu_narrow.h`. */
+typedef struct {
+    lanes format;
+    int mode, store, same; /* same: the DPU's results are values of the format already */
+    float limit;
+    const float *bias, *peep; /* (blocks, 4, 16) and (blocks, 3, 16) or NULL */
+    const uint32_t *sigmoid, *tanh;
+} mu_call;
+
+/* acc[v] += W x[v] for the vectors that `take` names and the rows in `order`.
+ *   order IN    (count, a multiple of 4) rows of W: all of one gate, or of all gates where their formats agree
+ *   x     IN    (subs, nv, 16), values of the input's format
+ *   acc   INOUT (nv, pitch / 16, 16), values of the accumulator's format
+ *   take  IN    (nv)
+ * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
+ * mu_scaled: the MU's values of integer sums (4, 16) times scales (4, 16); 0 likewise.
+ * join:      recurrent sums INOUT (n, a multiple of 16) plus stored ones; 0 likewise.
+ */
+#define EPUR_DOT_API(suffix)                                                                                          \
+    void dot_chain##suffix(const matrix *, const chain *, const int32_t *order, ptrdiff_t count, const float *x,       \
+                           float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, int64_t *underflow);        \
+    void dot_general##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,     \
+                             const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,           \
+                             const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                     \
+    int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \
+    int mu_scaled##suffix(const mu_call *, const int32_t *acc, const float *scale, float *sums, seen *);               \
+    int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);
+
+EPUR_DOT_API(_scalar)
+#if defined(__x86_64__)
+#define EPUR_X86 1
+EPUR_DOT_API(_avx2)
+EPUR_DOT_API(_avx512)
+#endif
+
+/* 16 neurons of one row by the exact path. */
+void exact_row(const matrix *m, const unit *u, ptrdiff_t row, const float *x, ptrdiff_t x_pitch, float *acc,
+               uint32_t step_key, ptrdiff_t first_sub, seen *n);
+
+#endif

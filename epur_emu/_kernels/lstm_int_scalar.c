@@ -1,0 +1,6 @@
+/* The plain level: reference, fallback and baseline; kept scalar on purpose. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-vectorize")
+#endif
+#define LEVEL_SCALAR
+#include "lstm_int.h"

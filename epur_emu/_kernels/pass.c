@@ -1,0 +1,373 @@
+/* The order of a pass's work: operands, dot products by the fastest exact path, the multifunctional unit. */
+#include "pass.h"
+
+#include "exact.h"
+
+#if defined(EPUR_X86)
+#define AT_LEVEL(level, name) ((level) == 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_scalar)
+#else
+#define AT_LEVEL(level, name) name##_scalar
+#endif
+
+/* Finite codes only: weights that are not finite are stored as float32. */
+static float decoded(int store, uint16_t code) {
+    if (store == TOP) {
+        const uint32_t b = (uint32_t)code << 16;
+        float v;
+        memcpy(&v, &b, 4);
+        return v;
+    }
+    const int exponent = code >> 10 & 31, mantissa = code & 1023;
+    const double v = exponent ? (1024 + mantissa) * power(exponent - 25) : mantissa * power(-24);
+    return (float)(code & 0x8000 ? -v : v);
+}
+
+static float weight(const matrix *m, ptrdiff_t at) {
+    return m->store == WIDE ? ((const float *)m->w)[at] : decoded(m->store, ((const uint16_t *)m->w)[at]);
+}
+
+void exact_row(const matrix *m, const unit *u, ptrdiff_t row, const float *x, ptrdiff_t x_pitch, float *acc,
+               uint32_t step_key, ptrdiff_t first_sub, seen *n) {
+    float w[256];
+    for (ptrdiff_t s = 0; s < m->subs; s++) {
+        for (int k = 0; k < 256; k++) w[k] = weight(m, (row * m->subs + s) * 256 + k);
+        for (int l = 0; l < 16; l++) {
+            const uint32_t key = neuron_key(step_key, (uint32_t)(row / 4 * 16 + l), (uint32_t)(row & 3));
+            acc[l] = (float)exact_dot(acc[l], w + l, 16, x + s * x_pitch, x_pitch, 1, 16, u, key, (uint32_t)(first_sub + s), n);
+        }
+    }
+}
+
+/* --- operands --- */
+
+static inline void blocked(const operand *o, const float *v, float *to, ptrdiff_t count, seen *n) {
+    for (ptrdiff_t b = 0; b < count; b += o->block) {
+        const ptrdiff_t end = b + o->block < count ? b + o->block : count;
+        double largest = 0;
+        int odd_ones = 0;
+        for (ptrdiff_t k = b; k < end; k++) {
+            largest = fabs(v[k]) > largest ? fabs(v[k]) : largest;
+            odd_ones |= !(fabsf(v[k]) < INFINITY);
+        }
+        int e = 0;
+        if (largest > 0 && !odd_ones) e = (int)(bits_of(largest) >> 52) - 1023 - o->max_exp;
+        e = e < -127 ? -127 : e > 127 ? 127 : e;
+        for (ptrdiff_t k = b; k < end; k++)
+            to[k] = odd_ones ? NAN : (float)(rnd(v[k] * power(-e), &o->format, NEAREST_EVEN, 0, n) * power(e));
+    }
+}
+
+/* `count` values v to operands; codes stay codes where they are integers for the multiplier. */
+static void operands(const operand *o, const float *v, float *to, ptrdiff_t count, int level, int16_t *codes, seen *n) {
+    switch (o->kind) {
+    case AS_IT_IS: memcpy(to, v, (size_t)count * sizeof *to); return;
+    case ROUNDED:
+        for (ptrdiff_t k = 0; k < count; k++) to[k] = (float)rnd(v[k], &o->format, NEAREST_EVEN, 0, n);
+        return;
+    case BLOCKED: blocked(o, v, to, count, n); return;
+    default: {
+        int64_t clipped[2] = {0, 0};
+        AT_LEVEL(level, input_codes)(v, codes, count, o->largest, o->alpha, clipped);
+        n->saturation += clipped[0];
+        n->underflow += clipped[1];
+        if (o->values)
+            for (ptrdiff_t k = 0; k < count; k++) to[k] = o->values[codes[k] + o->largest];
+    }
+    }
+}
+
+static int same_operand(const operand *a, const operand *b) {
+    return a->kind == b->kind && a->largest == b->largest && a->alpha == b->alpha && a->values == b->values &&
+           a->block == b->block && a->max_exp == b->max_exp && memcmp(&a->format, &b->format, sizeof a->format) == 0;
+}
+
+/* --- room ---
+ * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
+typedef struct {
+    float *x, *line;
+    int16_t *codes;
+    uint8_t *chain, *general, *exact, *safely;
+    uint32_t *keys;
+    float *copy, *anew;
+    int32_t *own;
+} room_t;
+
+static ptrdiff_t widest(const pass *p) { return 16 * (p->subs_x > p->blocks ? p->subs_x : p->blocks); }
+
+ptrdiff_t pass_room(const pass *p, ptrdiff_t nv) {
+    const ptrdiff_t w = widest(p);
+    return nv * w * (4 + 2) + 2 * w * 4 + nv * (4 + 4) + p->blocks * 64 * 4 * (2 + p->groups) + 1024;
+}
+
+static room_t rooms(const pass *p, ptrdiff_t nv, void *at) {
+    const ptrdiff_t w = widest(p);
+    room_t r;
+    char *next = (char *)(((uintptr_t)at + 63) & ~(uintptr_t)63);
+    r.x = (float *)next, next += nv * w * 4;
+    r.line = (float *)next, next += 2 * w * 4;
+    r.copy = (float *)next, next += p->blocks * 64 * 4;
+    r.anew = (float *)next, next += p->blocks * 64 * 4 + 64;
+    r.own = (int32_t *)next, next += p->groups * p->blocks * 64 * 4;
+    r.keys = (uint32_t *)next, next += nv * 4;
+    r.codes = (int16_t *)next, next += nv * w * 2;
+    r.chain = (uint8_t *)next, r.general = r.chain + nv, r.exact = r.general + nv, r.safely = r.exact + nv;
+    return r;
+}
+
+/* --- dot products --- */
+
+enum { SAFELY = BY_INTEGERS }; /* the general path where no sum can leave its range */
+
+typedef struct {
+    ptrdiff_t nv;
+    const room_t *room;
+    seen *n;
+    int64_t *raised;
+} work;
+
+/* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
+static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, float *sums, int32_t *isums,
+                double *bound, const work *k) {
+    const ptrdiff_t nv = k->nv, rows = p->blocks * 4, length = which ? p->cells : pitch;
+    const room_t *r = k->room;
+    const operand *held = NULL;
+    for (int g = 0; g < p->groups; g++) {
+        const group *q = &p->group[g];
+        const operand *o = &q->operand[which];
+        const int fresh = !held || !same_operand(held, o);
+        seen dropped = {0, 0, 0}, *counted = q->counts_input ? &k->n[INPUT] : &dropped;
+        if (q->path == BY_INTEGERS) {
+            const ptrdiff_t inputs = q->codes[which].inputs;
+            int64_t left[2] = {0, -1};
+            for (ptrdiff_t v = 0; v < nv; v++) {
+                int16_t *to = r->codes + v * inputs;
+                operands(o, values + v * pitch, NULL, length, p->level, to, counted);
+                memset(to + length, 0, (size_t)(inputs - length) * sizeof *to);
+            }
+            held = o;
+            AT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left);
+            k->n[ACCUMULATOR].saturation += left[0];
+            if (left[1] >= 0 && *k->raised < 0) {
+                const ptrdiff_t at = left[1] % (rows * 16);
+                *k->raised = 4 * (at / 64 * 16 + at % 16) + at / 16 % 4;
+            }
+            continue;
+        }
+        const matrix *m = &q->w[which];
+        if (fresh) {
+            for (ptrdiff_t v = 0; v < nv; v++) {
+                memset(r->line, 0, (size_t)m->subs * 16 * sizeof *r->line);
+                operands(o, values + v * pitch, r->line, length, p->level, r->codes, counted);
+                for (ptrdiff_t s = 0; s < m->subs; s++)
+                    memcpy(r->x + (s * nv + v) * 16, r->line + s * 16, 16 * sizeof *r->x);
+            }
+            held = o;
+        }
+        int any[4] = {0, 0, 0, 0};
+        for (ptrdiff_t v = 0; v < nv; v++) {
+            float top = 0, least = INFINITY;
+            int finite = 1;
+            for (ptrdiff_t s = 0; s < m->subs; s++)
+                for (int j = 0; j < 16; j++) {
+                    const float size = fabsf(r->x[(s * nv + v) * 16 + j]);
+                    finite &= size < INFINITY;
+                    top = size > top ? size : top;
+                    least = size > 0 && size < least ? size : least;
+                }
+            double *b = bound + v * p->groups + g;
+            *b = finite ? *b + q->norm[which] * top : INFINITY;
+            const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
+            const int path = q->path == BY_CHAIN && lanes && safe ? BY_CHAIN
+                             : q->path <= BY_GENERAL && lanes     ? (safe && !p->counted ? SAFELY : BY_GENERAL)
+                                                                  : BY_EXACT;
+            r->chain[v] = path == BY_CHAIN, r->general[v] = path == BY_GENERAL, r->exact[v] = path == BY_EXACT;
+            r->safely[v] = path == SAFELY;
+            any[path] = 1;
+        }
+        const ptrdiff_t sum_pitch = (rows + 1) * 16, first_sub = which ? p->subs_x : 0;
+        if (any[BY_CHAIN])
+            AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv,
+                                          p->counted ? &k->n[PRODUCT].underflow : NULL);
+        if (any[BY_GENERAL])
+            AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->general, nv,
+                                            r->keys, first_sub, p->counted ? COUNTS : RANGE, k->n);
+        if (any[SAFELY])
+            AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->safely, nv,
+                                            r->keys, first_sub, NOTHING, k->n);
+        if (any[BY_EXACT])
+            dot_general_scalar(m, &q->general, p->unit, q->order, q->real, r->x, sums, sum_pitch, r->exact, nv, r->keys,
+                               first_sub, COUNTS, k->n);
+    }
+}
+
+static void step_keys(const pass *p, const room_t *r, ptrdiff_t nv, uint32_t first, int stride) {
+    for (ptrdiff_t v = 0; v < nv; v++) r->keys[v] = mix(p->key ^ (first + (uint32_t)(stride * v)));
+}
+
+void pass_forward(const pass *p, const float *x, ptrdiff_t inputs, float *sums, int32_t *isums, double *bound,
+                  ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room) {
+    const room_t r = rooms(p, nv, room);
+    const work k = {nv, &r, n, raised};
+    step_keys(p, &r, nv, first, stride);
+    memset(sums, 0, (size_t)(nv * (p->blocks * 4 + 1) * 16) * sizeof *sums);
+    if (isums) memset(isums, 0, (size_t)(p->groups * nv * p->blocks * 64) * sizeof *isums);
+    for (ptrdiff_t v = 0; v < nv * p->groups; v++) bound[v] = 0;
+    dot(p, 0, x, inputs, sums, isums, bound, &k);
+}
+
+#define OP_FORWARD 0xfffff001U /* MWL's forward sum, taken into the MU's format */
+
+/* Integer sums of the gates of group g, of one vector, as values of the MU's format. */
+static void converted(const pass *p, int g, float *sums, const int32_t *isums, uint32_t step_key, uint32_t operation,
+                      seen *n) {
+    const group *q = &p->group[g];
+    for (ptrdiff_t b = 0; b < p->blocks; b++) {
+        float *to = sums + b * 64;
+        if (p->groups == 1 && p->narrow_mu && q->lanes_scale && p->mu.mode == NEAREST_EVEN &&
+            AT_LEVEL(p->level, mu_scaled)(&p->mu, isums + b * 64, q->lanes_scale + b * 64, to, n))
+            continue;
+        for (ptrdiff_t at = 0; at < q->real; at++) {
+            if (q->order[at] / 4 != b) continue;
+            const ptrdiff_t row = q->order[at], gate = row & 3;
+            for (int l = 0; l < 16 && b * 16 + l < p->cells; l++) {
+                const ptrdiff_t place = row * 16 + l;
+                const uint32_t key = neuron_key(step_key, (uint32_t)(b * 16 + l), (uint32_t)gate);
+                sums[place] = (float)rnd((double)isums[place] * q->scale[place], &p->unit[gate].place[MU], p->unit[gate].mode,
+                                         random12(key, operation), n);
+            }
+        }
+    }
+}
+
+void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv, uint32_t first, seen *n) {
+    const ptrdiff_t size = p->blocks * 64;
+    for (int g = 0; g < p->groups; g++)
+        for (ptrdiff_t v = 0; v < nv && p->group[g].path == BY_INTEGERS; v++)
+            converted(p, g, sums + v * (size + 16), isums + (g * nv + v) * size, mix(p->key ^ (first + (uint32_t)v)), OP_FORWARD,
+                      &n[ACCUMULATOR]);
+}
+
+/* sums + stored, each rounded once, of one vector. */
+static void joined(const pass *p, float *sums, const float *stored, const room_t *r, uint32_t step_key, seen *n) {
+    const group *q = &p->group[0];
+    const ptrdiff_t size = p->blocks * 64;
+    if (p->groups == 1 && q->path <= BY_GENERAL && q->general.mode != STOCHASTIC) {
+        memcpy(r->copy, sums, (size_t)size * sizeof *sums);
+        if (AT_LEVEL(p->level, join)(&q->general, sums, stored, size, &n[ACCUMULATOR])) return;
+        memcpy(sums, r->copy, (size_t)size * sizeof *sums);
+    }
+    for (int g = 0; g < p->groups; g++)
+        for (ptrdiff_t at = 0; at < p->group[g].real; at++) {
+            const ptrdiff_t row = p->group[g].order[at], gate = row & 3;
+            const fmt *f = &p->unit[gate].place[p->group[g].path == BY_INTEGERS ? MU : ACCUMULATOR];
+            for (int l = 0; l < 16 && row / 4 * 16 + l < p->cells; l++) {
+                const ptrdiff_t place = row * 16 + l;
+                const uint32_t key = neuron_key(step_key, (uint32_t)(row / 4 * 16 + l), (uint32_t)gate);
+                sums[place] = (float)rnd_sum(sums[place], stored[place], f, p->unit[gate].mode, random12(key, OP_JOIN),
+                                             &n[ACCUMULATOR]);
+            }
+        }
+}
+
+/* The MU of one vector: c INOUT, h OUT. */
+static void multifunctional(const pass *p, const float *sums, float *c, float *h, uint32_t step_key, seen *n) {
+    for (ptrdiff_t b = 0; b < p->blocks; b++) {
+        const int whole_block = b * 16 + 16 <= p->cells;
+        if (p->narrow_mu && whole_block &&
+            AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, c + b * 16, h + b * 16, &n[MU]))
+            continue;
+        for (int l = 0; l < 16; l++) {
+            const ptrdiff_t neuron = b * 16 + l;
+            if (neuron >= p->cells) {
+                c[neuron] = h[neuron] = 0.0f;
+                continue;
+            }
+            double sum[4], bias[4], peep[3], cell = c[neuron], out;
+            uint32_t keys[4];
+            seen here[4][PLACES];
+            memset(here, 0, sizeof here);
+            for (int g = 0; g < 4; g++) {
+                sum[g] = sums[b * 64 + g * 16 + l];
+                bias[g] = p->bias[b * 64 + g * 16 + l];
+                keys[g] = neuron_key(step_key, (uint32_t)neuron, (uint32_t)g);
+                if (p->peep && g < 3) peep[g] = p->peep[b * 48 + g * 16 + l];
+            }
+            exact_mu(p->unit, sum, bias, p->peep ? peep : NULL, &cell, &out, keys, here);
+            c[neuron] = (float)cell, h[neuron] = (float)out;
+            for (int g = 0; g < 4; g++)
+                for (int place = MU; place < PLACES; place++) {
+                    n[place].overflow += here[g][place].overflow;
+                    n[place].underflow += here[g][place].underflow;
+                    n[place].saturation += here[g][place].saturation;
+                }
+        }
+    }
+    if (p->output.kind == CODED) {
+        int16_t codes[16];
+        for (ptrdiff_t b = 0; b < p->blocks; b++) operands(&p->output, h + b * 16, h + b * 16, 16, p->level, codes, &n[OUTPUT]);
+    }
+}
+
+void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,
+               ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room) {
+    const ptrdiff_t width = p->blocks * 16, pitch = p->blocks * 64 + 16;
+    const room_t r = rooms(p, nv, room);
+    const work k = {nv, &r, n, raised};
+    step_keys(p, &r, nv, first, stride);
+    dot(p, 1, h, width, sums, isums, bound, &k);
+    for (ptrdiff_t v = 0; v < nv; v++) {
+        for (int g = 0; g < p->groups; g++)
+            if (p->group[g].path == BY_INTEGERS)
+                converted(p, g, sums + v * pitch, isums + (g * nv + v) * p->blocks * 64, r.keys[v], OP_MU,
+                          &n[ACCUMULATOR]);
+        if (stored) joined(p, sums + v * pitch, stored + v * pitch, &r, r.keys[v], n);
+        multifunctional(p, sums + v * pitch, c + v * width, h + v * width, r.keys[v], n);
+    }
+}
+
+void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, int separate, float *h, float *c,
+                    float *out, ptrdiff_t steps, int reverse, uint32_t first, seen *n, int64_t *raised, void *room) {
+    const ptrdiff_t width = p->blocks * 16, pitch = p->blocks * 64 + 16;
+    const room_t r = rooms(p, 1, room);
+    float *anew = r.anew;
+    int32_t *own = isums ? r.own : NULL;
+    for (ptrdiff_t step = 0; step < steps; step++) {
+        const ptrdiff_t t = reverse ? steps - 1 - step : step;
+        if (separate) memset(anew, 0, (size_t)pitch * sizeof *anew);
+        for (int g = 0; isums && g < p->groups; g++) {
+            const ptrdiff_t size = p->blocks * 64;
+            if (separate)
+                memset(own + g * size, 0, (size_t)size * sizeof *own);
+            else
+                memcpy(own + g * size, isums + (g * steps + t) * size, (size_t)size * sizeof *own);
+        }
+        if (separate)
+            for (int g = 0; g < p->groups; g++) bound[t * p->groups + g] = 0;
+        pass_step(p, separate ? anew : sums + t * pitch, own, bound + t * p->groups, separate ? sums + t * pitch : NULL, h, c, 1,
+                  first + (uint32_t)t, 1, n, raised, room);
+        memcpy(out + t * width, h, (size_t)width * sizeof *out);
+    }
+}
+
+int pass_table(const unit *u, int tangent, int store, uint32_t *table) {
+    for (uint32_t code = 0; code < 65536; code++) {
+        const int special = store == HALF ? (code & 0x7c00) == 0x7c00 : (code & 0x7f80) == 0x7f80;
+        seen n[PLACES], none = {0, 0, 0};
+        memset(n, 0, sizeof n);
+        table[code] = 0;
+        const float v = special ? 0.0f : decoded(store, (uint16_t)code);
+        if (special || (float)rnd(v, &u->place[MU], NEAREST_EVEN, 0, &none) != v) continue;
+        const float r = (float)exact_activation(u, tangent, v, n);
+        uint32_t bits;
+        if (!(fabsf(r) < INFINITY) || n[MU].overflow || n[MU].saturation) return 0;
+        memcpy(&bits, &r, 4);
+        if (store == HALF) {
+            const double size = fabsf(r);
+            const int exponent = size >= 0x1p-14 ? (int)(bits_of(size) >> 52) - 1023 : -14;
+            const uint32_t units = (uint32_t)(size * power(10 - exponent));
+            bits = (bits & 0x80000000U) | (size >= 0x1p-14 ? (uint32_t)(exponent + 14) * 1024 + units : units) << 16;
+        }
+        table[code] = bits >> 16 | (uint32_t)n[MU].underflow << 16;
+    }
+    return 1;
+}

@@ -1,0 +1,648 @@
+"""A pass as the compiled kernels take it: weights packed, formats as numbers, the fastest exact path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+try:
+    from epur_emu._kernels import lstm as kernels
+except ImportError as error:
+    raise ImportError(
+        f"the kernels are not built in {__package__} at {os.path.dirname(__file__)}: "
+        "in the source tree, pip install -e . builds them"
+    ) from error
+from epur_emu.activations import pwl_table
+from epur_emu.arithmetic import GATES, Arithmetic
+from epur_emu.errors import FormatError, NetworkError
+from epur_emu.formats import (
+    FP32,
+    MODES,
+    BlockFormat,
+    FixedFormat,
+    FloatFormat,
+    Format,
+    LinearFormat,
+)
+from epur_emu.integers import IntegerMatrix, multipliers, scales, weight_codes
+from epur_emu.network import LstmLayer
+from epur_emu.rounding import Counts, mix, round_to
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+Plain = FloatFormat | FixedFormat
+
+#: Neurons side by side in a block, and inputs in a sub-vector.
+LANES = 16
+
+#: Time steps whose forward products share one reading of the weights.
+BLOCK = 32
+
+#: Places in the order in which the kernels count them.
+COUNTED = (
+    "product", "tree", "accumulator", "mu", "cell", "output", "partial", "input",
+)  # fmt: skip
+
+#: Columns of the counts.
+EVENTS = ("overflow", "underflow", "saturation")
+
+BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS = range(4)
+PATHS = ("chain", "general", "exact", "integers")
+HALF, TOP, WIDE = range(3)
+AS_IT_IS, ROUNDED, CODED, BLOCKED = range(4)
+_TO_INFINITY, _TO_NAN, _SATURATE, _WRAP, _RAISE = range(5)
+
+#: Most bits of a significand for which sums may be rounded to float32 first: 24 >= 2 p + 2.
+NARROW = 11
+#: Most bits of a significand whose unit's multiples the general lanes can add and cut.
+WIDEST = 22
+#: Magnitudes beyond which the lanes' constants would leave float32's range.
+SAFE = 2.0**100
+
+
+def levels() -> tuple[str, ...]:
+    """CPU levels that this machine can run, plainest first."""
+    return tuple(kernels.LEVELS)
+
+
+def level_number(name: str | None) -> int:
+    """Number of a level by name; by default the one in ``EPUR_SIMD``, or else the best.
+
+    Raises
+    ------
+    FormatError
+        The level is unknown or not to be had on this CPU.
+    """
+    name = name or os.environ.get("EPUR_SIMD") or levels()[-1]
+    if name not in levels():
+        raise FormatError(
+            "EPUR_SIMD", repr(name), "can't run here", f"use one of {', '.join(levels())}"
+        )
+    return levels().index(name)
+
+
+# --- formats as numbers -----------------------------------------------------------------------
+
+
+def _numbers(f: Plain) -> tuple[float, ...]:
+    """``fmt`` of `datapath.h`."""
+    if isinstance(f, FixedFormat):
+        overflow = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}[f.overflow]
+        smallest = float(f.min_code * f.epsilon)
+        return (1, f.fraction_bits, 0, overflow, 1, float(f.max), smallest, 2.0**f.bits)
+    overflow = _SATURATE if f.saturate else _TO_NAN if f.specials == "fn" else _TO_INFINITY
+    largest = float(f.max)
+    return (
+        0, f.mantissa_bits, f.min_exponent, overflow, f.subnormals, largest, -largest, 0,
+    )  # fmt: skip
+
+
+def _unit(f: Plain) -> float:
+    """Least place of a format's values."""
+    if isinstance(f, FixedFormat):
+        return float(f.epsilon)
+    return float(f.min_normal / 2**f.mantissa_bits)
+
+
+def _precision(f: Format) -> int:
+    """Most bits of a value's significand."""
+    if isinstance(f, FixedFormat):
+        return f.bits
+    if isinstance(f, FloatFormat):
+        return f.precision
+    return _precision(f.element) if isinstance(f, BlockFormat) else 24
+
+
+def _lanes(f: Plain) -> tuple[float, ...] | None:
+    """``lanes`` of `lstm_api.h`, or None where float32 lanes can't round to the format."""
+    exponent = 0x7F800000
+    if isinstance(f, FixedFormat):
+        if not f.signed or f.bits > WIDEST:
+            return None
+        unit = float(f.epsilon)
+        return (0, unit, 0.5, 1.5 * 2.0**23, float(f.max), unit, 0.0, 2.0**-12)
+    normal = float(f.min_normal)
+    if f == FP32:
+        return (exponent, normal, 0.0, 0.0, float(f.max), normal, 0.0, 0.0)
+    if f.precision > WIDEST:
+        return None
+    m = f.mantissa_bits
+    least, flush = (normal, 0.0) if f.subnormals else (normal / 2, normal)
+    return (
+        exponent, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (23 - m), min(float(f.max), SAFE), normal,
+        flush, 2.0 ** -(m + 12),
+    )  # fmt: skip
+
+
+def _within(a: Plain, b: Plain) -> bool:
+    """Whether sums of values of a and b, rounded to b, may be rounded to float32 first."""
+    if b == FP32:
+        return True
+    if isinstance(a, FixedFormat) and isinstance(b, FixedFormat):
+        places = max(a.fraction_bits, b.fraction_bits)
+        return max(a.integer_bits, b.integer_bits) + places < 23
+    return (
+        isinstance(a, FloatFormat) and isinstance(b, FloatFormat)
+        and a.precision <= b.precision <= NARROW and _unit(a) >= _unit(b)
+    )  # fmt: skip
+
+
+# --- weights ----------------------------------------------------------------------------------
+
+
+def _packed(values: F32) -> tuple[npt.NDArray[Any], int, int, int, float, float]:
+    """A matrix (4, H, I) as ``matrix`` with the largest sum and the least magnitude of its rows."""
+    _, cells, inputs = values.shape
+    blocks, subs = -(-cells // LANES), -(-inputs // LANES)
+    wide = np.zeros((4, blocks * LANES, subs * LANES), np.float32)
+    wide[:, :cells, :inputs] = values
+    lanes_last = wide.reshape(4, blocks, LANES, -1).transpose(1, 0, 3, 2)
+    rows = np.zeros((blocks * 4 + 1, subs * LANES, LANES), np.float32)
+    rows[:-1] = lanes_last.reshape(blocks * 4, -1, LANES)
+    with np.errstate(all="ignore"):
+        sizes = np.abs(values)
+        norm = float(sizes.sum(-1, dtype=np.float64).max(initial=0.0))
+        low = float(sizes.min(where=sizes > 0, initial=np.inf))
+        half = rows.astype(np.float16)
+        finite = bool(np.isfinite(rows).all())
+        if finite and np.array_equal(half.astype(np.float32), rows):
+            return half.view(np.uint16).reshape(-1), HALF, blocks * 4, subs, norm, low
+    bits = rows.view(np.uint32)
+    if finite and not (bits & 0xFFFF).any():
+        tops = (bits >> 16).astype(np.uint16)
+        return tops.reshape(-1), TOP, blocks * 4, subs, norm, low
+    norm = norm if np.isfinite(norm) else np.inf
+    return rows.reshape(-1), WIDE, blocks * 4, subs, norm, low
+
+
+def _blocked(vectors: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """(G, H) to (blocks * G, 16), flat: each block's vectors together."""
+    gates, cells = vectors.shape
+    blocks = -(-cells // LANES)
+    padded = np.zeros((gates, blocks * LANES), dtype)
+    padded[:, :cells] = vectors
+    return np.ascontiguousarray(padded.reshape(gates, blocks, LANES).swapaxes(0, 1)).reshape(-1)
+
+
+def _dequantised(codes: F64, top: Any, largest: int, product: Plain) -> F32:
+    """``codes * top / largest`` in the product's format.
+
+    The quotient in float64 is too exact to be rounded twice (see `stored`), unless all of its places
+    count, as where large values wrap.
+    """
+    scaled = codes * top
+    out = round_to(scaled / largest, product)
+    if isinstance(product, FixedFormat) and product.overflow == "wrap":
+        unit, span = Fraction(1, product.epsilon), int(product.max_code - product.min_code + 1)
+        for at in zip(*np.nonzero(np.abs(scaled) > float(product.max)), strict=True):
+            code = round(Fraction(float(scaled[at])) / largest * unit) - product.min_code
+            out[at] = float((code % span + product.min_code) * product.epsilon)
+    return out
+
+
+def _weights(values: npt.NDArray[Any], a: Arithmetic, counts: Counts) -> F32:
+    """One gate's matrix (H, I) as the multiplier takes it."""
+    v = np.asarray(values, np.float32)
+    if not isinstance(a.weight, LinearFormat):
+        return round_to(v, a.weight, counts=counts)
+    largest = a.weight.max
+    with np.errstate(all="ignore"):
+        axis = -1 if a.weight.per_row else None
+        top = np.abs(v).max(axis, keepdims=True, initial=0.0, where=np.isfinite(v))
+        top = np.where(top > 0, top, 1).astype(np.float64)
+        exact = np.nan_to_num(
+            v.astype(np.float64) * largest / top, nan=0.0, posinf=np.inf, neginf=-np.inf
+        )
+        whole = np.rint(exact)
+        codes = whole.clip(-largest, largest)
+    counts.underflow += int(np.count_nonzero((whole == 0) & (exact != 0)))
+    counts.saturation += int(np.count_nonzero(codes != whole))
+    return _dequantised(codes, top, largest, a.product)
+
+
+def _side(values: npt.NDArray[Any], a: Arithmetic, counts: Counts) -> F32:
+    """Biases or peepholes of one gate (H,) as the MU takes them."""
+    v = np.asarray(values, np.float32)
+    if isinstance(a.weight, FloatFormat | FixedFormat):
+        v = round_to(v, a.weight, counts=counts)
+    return round_to(v, a.mu, counts=counts)
+
+
+# --- a gate's unit ------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _units(a: Arithmetic) -> tuple[Any, ...]:
+    """``unit`` of `datapath.h`."""
+    output = a.mu if isinstance(a.output, LinearFormat) else a.output
+    places = (a.product, a.tree, a.accumulator, a.mu, a.cell, output)
+    method = {"epur": 0, "exact": 1}.get(a.activation, 2)
+    slopes = intercepts = None
+    if a.segments is not None:
+        tables = [pwl_table(kind, a.segments, a.mu) for kind in ("sigmoid", "tanh")]
+        slopes, intercepts = (
+            np.concatenate([t[n] for t in tables]).astype(np.float64) for n in (0, 1)
+        )
+    numbers = tuple(_numbers(f) for f in places)
+    return (
+        numbers, MODES.index(a.rounding), method, a.limit, a.segments or 0, slopes, intercepts,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def _activation_tables(a: Arithmetic) -> dict[str, Any] | None:
+    """What ``mu_call`` needs of a gate's arithmetic, or None where its fast form does not apply."""
+    f = a.mu
+    output = f if isinstance(a.output, LinearFormat) else a.output
+    if (
+        not isinstance(f, FloatFormat) or f.precision > NARROW or a.rounding == "stochastic"
+        or not f == a.cell == output
+    ):  # fmt: skip
+        return None
+    if _unit(f) >= 2.0**-24 and f.max <= 65504:
+        store = HALF
+    elif f.mantissa_bits <= 7:
+        store = TOP
+    else:
+        return None
+    unit = _units(a)
+    tables = [kernels.activation_table(unit, tangent, store) for tangent in (0, 1)]
+    if any(t is None for t in tables):
+        return None
+    return {
+        "format": _lanes(f), "mode": MODES.index(a.rounding), "store": store, "limit": a.limit,
+        "sigmoid": tables[0], "tanh": tables[1], "same": a.integer or a.accumulator == f,
+    }  # fmt: skip
+
+
+def _operand(
+    f: Format, source: Format | None, product: Plain, alpha: float | None
+) -> tuple[Any, ...]:
+    """``operand`` of `pass.h`: how values (of the format `source`, if known) reach the multiplier."""
+    if isinstance(f, LinearFormat):
+        assert alpha is not None
+        codes, top = np.arange(-f.max, f.max + 1, dtype=np.float64), float(np.float32(alpha))
+        return (CODED, None, f.max, top, _dequantised(codes, top, f.max, product), 0, 0)
+    if isinstance(f, BlockFormat):
+        return (BLOCKED, _numbers(f.element), 0, 0.0, None, f.block, f.max_exponent)
+    if f in (FP32, source):
+        return (AS_IT_IS, None, 0, 0.0, None, 0, 0)
+    return (ROUNDED, _numbers(f), 0, 0.0, None, 0, 0)
+
+
+def _codes(f: LinearFormat, alpha: float) -> tuple[Any, ...]:
+    """The operand of integer products."""
+    return (CODED, None, f.max, float(np.float32(alpha)), None, 0, 0)
+
+
+@dataclass
+class PackedPass:
+    """One pass, packed.
+
+    Use `of`; `sequence` and `step` evaluate.
+    """
+
+    layer: LstmLayer
+    arithmetic: Arithmetic
+    alpha: Mapping[str, float]
+    compiled: Any
+    paths: tuple[str, ...]
+    groups: int
+    integers: bool
+    weight_counts: Counts
+    gates: tuple[Arithmetic, ...]
+
+    @classmethod
+    def of(
+        cls, layer: LstmLayer, arithmetic: Arithmetic, alpha: Mapping[str, float], index: int, level: int,
+        counted: bool, reads_layer: bool,
+    ) -> PackedPass:  # fmt: skip
+        """Round and rearrange a layer's weights.
+
+        Parameters
+        ----------
+        alpha : mapping of str to float
+            Calibrated magnitudes, see `emulator.calibrate`.
+        index : int
+            Position of the pass in its network.
+        level : int
+        counted : bool
+            Whether underflows in the DPU are counted.
+        reads_layer : bool
+            Whether the pass reads another layer's outputs only.
+
+        Raises
+        ------
+        NetworkError
+            The range of the inputs is not known where they are quantised.
+        """
+        gates = tuple(arithmetic.at(layer.name, g) for g in GATES)
+        counts = Counts()
+        blocks, subs = -(-layer.cells // LANES), -(-layer.inputs // LANES)
+        ranges = _ranges(layer.name, gates, alpha, reads_layer)
+        distinct = list(dict.fromkeys(_dpu(a) for a in gates))
+        groups = []
+        for key in distinct:
+            members = [n for n, a in enumerate(gates) if _dpu(a) == key]
+            group = _group(layer, gates, members, ranges, blocks, counts)
+            form = gates[members[0]].input
+            group["counts_input"] = form not in [gates[k].input for k in range(members[0])]
+            groups.append(group)
+        units = [_units(a) for a in gates]
+        mu = None
+        tables = [_activation_tables(a) for a in gates]
+        if len({_mu(a) for a in gates}) == 1 and tables[0] is not None:
+            same = all(t is not None and t["same"] for t in tables)
+            mu = {**tables[0], "same": same}
+        bias = np.stack([_side(layer.bias[n], a, counts) for n, a in enumerate(gates)])
+        peep = None
+        if layer.peepholes is not None:
+            owners = (gates[0], gates[1], gates[3])
+            peep = _blocked(
+                np.stack(
+                    [_side(w, a, counts) for w, a in zip(layer.peepholes, owners, strict=True)]
+                )
+            )
+        out = gates[3].output
+        output = None
+        if isinstance(out, LinearFormat):
+            output = _operand(out, None, FP32, ranges[1])
+        stream = mix(mix(np.full(1, arithmetic.seed, np.uint32)) ^ np.uint32(index))
+        compiled = kernels.Pass(
+            level, counted, layer.cells, blocks, subs, int(stream[0]), units, groups, _blocked(bias), peep,
+            mu, output,
+        )  # fmt: skip
+        return cls(
+            layer, arithmetic, alpha, compiled, tuple(PATHS[g["path"]] for g in groups), len(groups),
+            any("codes" in g for g in groups), counts, gates,
+        )  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        """Cells, padded to whole blocks."""
+        return -(-self.layer.cells // LANES) * LANES
+
+    def state(self, values: npt.ArrayLike | None, what: Plain | LinearFormat) -> F32:
+        """A new array: a state rounded and padded, or one state of zeros."""
+        cells = self.layer.cells
+        v = np.asarray(np.zeros(cells) if values is None else values, np.float32)
+        out = np.zeros((*v.shape[:-1], self.width), np.float32)
+        if isinstance(what, LinearFormat):
+            out[..., :cells] = stored(
+                v, what.max, float(self.alpha.get(f"{self.layer.name}.hidden", 1.0)), FP32
+            )
+        else:
+            out[..., :cells] = round_to(v, what)
+        return out
+
+    def _arrays(self, count: int) -> tuple[F32, npt.NDArray[np.int32] | None, F64]:
+        rows = self.width // LANES * 4
+        sums = np.empty((count, rows + 1, LANES), np.float32)
+        isums = None
+        if self.integers:
+            isums = np.empty((self.groups, count, rows * LANES), np.int32)
+        return sums, isums, np.empty((count, self.groups))
+
+    def sequence(
+        self, inputs: npt.ArrayLike, h: npt.ArrayLike | None, c: npt.ArrayLike | None, separate: bool,
+        counts: I64,
+    ) -> tuple[F32, F32]:  # fmt: skip
+        """All time steps; returns h (T, cells) and the last c (cells,).
+
+        Parameters
+        ----------
+        separate : bool
+            Whether forward sums are finished and stored first (MWL), or go on (E-PUR).
+        counts : int64 array of shape (8, 3)
+            Of `COUNTED` places and `EVENTS`; added to.
+        """
+        x = np.ascontiguousarray(inputs, np.float32)
+        out = np.empty((len(x), self.width), np.float32)
+        state = self.state(h, self.gates[3].output)
+        cell = self.state(c, self.gates[2].cell)
+        raised = np.full(1, -1, np.int64)
+        room = np.empty(self.compiled.room(min(BLOCK, max(len(x), 1))), np.uint8).view(np.int8)
+        starts = list(range(0, len(x), BLOCK))
+        for start in reversed(starts) if self.layer.reverse else starts:
+            part = slice(start, start + BLOCK)
+            sums, isums, bound = self._arrays(len(x[part]))
+            self.compiled.forward(x[part], sums, isums, bound, start, 1, counts, raised, room)
+            if separate:
+                if isums is not None:
+                    self.compiled.convert(sums, isums, start, counts)
+                self._store(sums, counts)
+            self.compiled.recurrent(
+                sums, isums, bound, separate, state, cell, out[part], self.layer.reverse, start, counts,
+                raised, room,
+            )  # fmt: skip
+        self._check_raised(raised, counts)
+        cells = self.layer.cells
+        return out[:, :cells], cell[:cells]
+
+    def step(
+        self, x: npt.ArrayLike, h: npt.ArrayLike, c: npt.ArrayLike, counts: I64, index: int
+    ) -> tuple[F32, F32]:
+        """One time step of N independent states: x (N, I), h and c (N, H) to h and c."""
+        x = np.ascontiguousarray(x, np.float32)
+        sums, isums, bound = self._arrays(len(x))
+        raised = np.full(1, -1, np.int64)
+        room = np.empty(self.compiled.room(max(len(x), 1)), np.uint8).view(np.int8)
+        state = self.state(h, self.gates[3].output)
+        cell = self.state(c, self.gates[2].cell)
+        self.compiled.forward(x, sums, isums, bound, index, 0, counts, raised, room)
+        self.compiled.step(sums, isums, bound, state, cell, index, 0, counts, raised, room)
+        self._check_raised(raised, counts)
+        cells = self.layer.cells
+        return state[:, :cells], cell[:, :cells]
+
+    def _store(self, sums: F32, counts: I64) -> None:
+        """MWL's storing of forward sums (T, rows + 1, 16) and their reading back, in place."""
+        row = counts[COUNTED.index("partial")]
+        for n, a in enumerate(self.gates):
+            if not isinstance(a.partial, LinearFormat):
+                continue
+            alpha = _partial_alpha(self.layer.name, self.alpha)
+            real = sums[:, n:-1:4].reshape(len(sums), -1)[:, : self.layer.cells]
+            padded = np.zeros((len(sums), self.width), np.float32)
+            padded[:, : self.layer.cells] = stored(real, a.partial.max, alpha, a.sum, row)
+            sums[:, n:-1:4] = padded.reshape(len(sums), -1, LANES)
+
+    def _check_raised(self, raised: npt.NDArray[np.int64], counts: I64) -> None:
+        """End where a fixed-point format that raises was left."""
+        for a in self.gates:
+            for n, place in enumerate(COUNTED[:6]):
+                f = getattr(a, place)
+                if isinstance(f, FixedFormat) and f.overflow == "raise" and counts[n, 2]:
+                    where = place
+                    if raised[0] >= 0:
+                        where += f", gate {GATES[raised[0] % 4]}, neuron {raised[0] // 4}"
+                    raise NetworkError(
+                        self.layer.name, where, f"left the range of {f}",
+                        f"use more bits, or let it saturate: {str(f).removesuffix('-raise')}",
+                    )  # fmt: skip
+
+
+def _dpu(a: Arithmetic) -> tuple[Any, ...]:
+    return (
+        a.weight,
+        a.input,
+        a.product,
+        a.tree,
+        a.accumulator,
+        a.rounding,
+        a.mu if a.integer else None,
+    )
+
+
+def _mu(a: Arithmetic) -> tuple[Any, ...]:
+    return (a.mu, a.cell, a.output, a.rounding, a.activation, a.clamp)
+
+
+def _ranges(
+    name: str, gates: Sequence[Arithmetic], alpha: Mapping[str, float], reads_layer: bool
+) -> tuple[float, float]:
+    """Largest |x| and |h| that codes stand for."""
+    hidden = float(alpha.get(f"{name}.hidden", 1.0))
+    given = float(alpha.get(f"{name}.input", 1.0 if reads_layer else 0.0))
+    linear = any(isinstance(f, LinearFormat) for a in gates for f in (a.input, a.output))
+    for what, value in ((f"{name}.input", given), (f"{name}.hidden", hidden)):
+        if linear and not 0.0 < value < np.inf:
+            raise NetworkError(
+                name, f"alpha {what!r}", f"is {value}, so that inputs can't be quantised",
+                "calibrate the network on sample inputs, or use a float format for inputs",
+            )  # fmt: skip
+    return given, hidden
+
+
+def _partial_alpha(name: str, alpha: Mapping[str, float]) -> float:
+    found = float(alpha.get(name, 0.0))
+    if not 0.0 < found < np.inf:
+        raise NetworkError(
+            name, "alpha", f"is {found}, MWL can't scale its partial sums",
+            "calibrate the network on sample inputs, or keep them: arithmetic epur-fp16+fp16",
+        )  # fmt: skip
+    return found
+
+
+def _group(
+    layer: LstmLayer, gates: Sequence[Arithmetic], members: Sequence[int], ranges: tuple[float, float],
+    blocks: int, counts: Counts,
+) -> dict[str, Any]:  # fmt: skip
+    """Fields of ``group`` of `pass.h` for the gates `members`, which share their DPU's arithmetic."""
+    a = gates[members[0]]
+    rows = [b * 4 + g for b in range(blocks) for g in members]
+    order = np.array(rows + [blocks * 4] * (-len(rows) % 4), np.int32)
+    group: dict[str, Any] = {"order": order, "real": len(rows)}
+    if a.integer:
+        return group | _integer_group(layer, a, members, ranges, counts)
+    inside = np.zeros(4, bool)
+    inside[list(members)] = True
+    packed = []
+    for matrix in (layer.w_x, layer.w_h):
+        values = np.zeros(matrix.shape, np.float32)
+        for n in members:
+            values[n] = _weights(matrix[n], a, counts)
+        packed.append(_packed(values))
+    places = (a.product, a.tree, a.accumulator)
+    lanes = [_lanes(f) for f in places]
+    steps = [_within(a.product, a.tree), _within(a.tree, a.tree), _within(a.tree, a.accumulator),
+             _within(a.accumulator, a.accumulator)]  # fmt: skip
+    innocuous = all(steps)
+    nearest, stochastic = a.rounding == "nearest-even", a.rounding == "stochastic"
+    operands = (_multiplicand(a.weight, a.product), _multiplicand(a.input, a.product))
+    bits = sum(_precision(f) for f in operands)
+    flushes = not all(isinstance(f, FloatFormat) and f.subnormals for f in places)
+    path = BY_EXACT
+    cut = NARROW if stochastic else WIDEST if a.rounding == "nearest-away" else 24
+    if all(lanes) and max(map(_precision, places)) <= cut:
+        path = BY_GENERAL
+        exact_products = bits <= 23 if a.product != FP32 else bits <= 24
+        if nearest and innocuous and not flushes and (exact_products or a.product == FP32):
+            path = BY_CHAIN
+    order_of = [2.0 ** (24 - _precision(f)) for f in places]
+    subs = sum(p[3] for p in packed)
+    growth = (1 + 2.0 ** ((not nearest) - min(map(_precision, places)))) ** (subs + 5)
+    top = min(float(f.max) for f in places)
+    least_product = 0.0
+    if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
+        least_product = 2.0 ** (bits - 2 - 149)
+    normal = float(getattr(a.product, "min_normal", 0))
+    return group | {
+        "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
+        "mode": MODES.index(a.rounding), "innocuous": innocuous,
+        "narrows": not innocuous or flushes,
+        "limit": min(top / growth, SAFE), "least_product": least_product,
+        "chain": (order_of[0] if a.product != FP32 else 0.0, *order_of[1:], 1.5 * normal, normal),
+        "operand": (
+            _operand(a.input, None, a.product, ranges[0]),
+            _operand(a.input, gates[3].output, a.product, ranges[1]),
+        ),
+    }  # fmt: skip
+
+
+def _multiplicand(f: Format, product: Plain) -> Format:
+    """The format of an operand's values at the multiplier."""
+    return product if isinstance(f, LinearFormat) else f
+
+
+def _lowest(f: Format) -> float:
+    if isinstance(f, BlockFormat):
+        return 0.0
+    assert isinstance(f, FloatFormat | FixedFormat)
+    return _unit(f)
+
+
+def _integer_group(
+    layer: LstmLayer, a: Arithmetic, members: Sequence[int], ranges: tuple[float, float], counts: Counts
+) -> dict[str, Any]:  # fmt: skip
+    weight, given, wide = a.weight, a.input, a.accumulator
+    assert isinstance(weight, LinearFormat)
+    assert isinstance(given, LinearFormat)
+    assert isinstance(wide, FixedFormat)
+    s = scales(layer.w_x, layer.w_h, weight, *ranges)
+    members = list(members)
+    codes = []
+    for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True):
+        q = np.zeros(matrix.shape, np.int16)
+        q[members] = weight_codes(matrix[members], weight, s[members], alpha, counts)
+        codes.append(IntegerMatrix.pack(q, weight, given))
+    overflow = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}[wide.overflow]
+    scale = _blocked(multipliers(s, given), np.float64)
+    with np.errstate(all="ignore"):
+        single = scale.astype(np.float32)
+    normal = np.abs(single[single != 0]).min(initial=np.inf) >= FP32.min_normal
+    return {
+        "path": BY_INTEGERS, "codes": codes, "width": [(wide.bits, overflow)] * 4, "scale": scale,
+        "lanes_scale": single if normal and np.array_equal(single, scale) else None,
+        "operand": (_codes(given, ranges[0]), _codes(given, ranges[1])),
+    }  # fmt: skip
+
+
+def stored(sums: F32, largest: int, alpha: float, target: Plain, counts: I64 | None = None) -> F32:
+    """Partial sums as MWL's table gives them back.
+
+    q = round(sum * largest / alpha), clipped to +-largest, then q * alpha / largest rounded to `target`.
+    float64 is exact enough: a sum and alpha have 24 bits, largest 15, so that neither quotient comes
+    nearer to a rounding boundary than 2**-41 of itself without lying on it.
+
+    Parameters
+    ----------
+    counts : int64 array of shape (3,), optional
+        Of `EVENTS`; added to.
+    """
+    scale = float(np.float32(alpha))
+    with np.errstate(all="ignore"):
+        q = np.rint(sums.astype(np.float64) * largest / scale)
+        clipped = q.clip(-largest, largest)
+    if counts is not None:
+        counts[1] += np.count_nonzero((q == 0) & (np.abs(sums) > 0))
+        counts[2] += np.count_nonzero(np.abs(q) > largest)
+    return round_to(clipped * scale / largest, target)
