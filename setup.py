@@ -37,14 +37,32 @@ def kernel(name: str, sources: list[str], *headers: str) -> Extension:
 
 extensions = [
     kernel(
-        "lstm", [*levels("lstm"), *levels("lstm_int"), "pass.c", "exact.c"],
-        "cpu.h", "simd.h", "simd_int.h", "lanes.h", "dot_chain.h", "dot_general.h", "mu_narrow.h",
-        "lstm_api.h", "lstm_int.h", "lstm_int_api.h", "datapath.h", "exact.h", "pass.h",
+        "lstm",
+        [*levels("lstm"), *levels("lstm_int"), "pass.c", "exact.c"],
+        "cpu.h",
+        "simd.h",
+        "simd_int.h",
+        "lanes.h",
+        "dot_chain.h",
+        "dot_general.h",
+        "mu_narrow.h",
+        "lstm_api.h",
+        "lstm_int.h",
+        "lstm_int_api.h",
+        "datapath.h",
+        "exact.h",
+        "pass.h",
     ),  # fmt: skip
     kernel("rounding", levels("rounding"), "cpu.h", "rounding.h", "rounding_api.h"),
     kernel(
-        "integer", levels("lstm_int"),
-        "cpu.h", "simd.h", "simd_int.h", "datapath.h", "lstm_int.h", "lstm_int_api.h",
+        "integer",
+        levels("lstm_int"),
+        "cpu.h",
+        "simd.h",
+        "simd_int.h",
+        "datapath.h",
+        "lstm_int.h",
+        "lstm_int_api.h",
     ),  # fmt: skip
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
 ]
@@ -55,9 +73,13 @@ assert version, "epur_emu/version.py states no __version__"
 evaluate = ["sacrebleu>=2.3", "threadpoolctl>=3.1"]
 extras = {
     "evaluate": evaluate,
+    "data": ["pooch>=1.7", "requests>=2.28"],
+    "image": ["pillow>=9.5"],
+    "silero": ["silero-vad>=5"],
     "plot": ["matplotlib>=3.7"],
-    "train": ["torch>=2.1", "tokenizers>=0.15", *evaluate],
-    "bench": ["torch>=2.1", "onnx>=1.15", "onnxruntime>=1.17", "ml_dtypes>=0.5"],
+    "train": ["torch>=2.1", "tokenizers>=0.15", "pillow>=9.5", *evaluate],
+    "bench": ["torch>=2.1", "onnx>=1.15", "onnxruntime>=1.17", "ml_dtypes>=0.5", "gfloat>=0.5"],
+    "frameworks": ["torch>=2.1", "onnx>=1.15", "onnxscript", "onnxruntime>=1.17", "keras>=3"],
     "test": ["pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5", "gfloat>=0.5", *evaluate],
     "lint": ["ruff>=0.6", "mypy>=1.11", "cython-lint>=0.16"],
 }

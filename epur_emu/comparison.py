@@ -69,7 +69,7 @@ def task(
             width=accelerator.width,
             count=count,
             observer=observer,
-        )  # fmt: skip
+        )
         for key, network in model.networks.items()
     }
     return TASKS[name](model, engines)

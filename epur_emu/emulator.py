@@ -148,6 +148,11 @@ class Engine:
             out[name] = LayerStats(name, places)
         return out
 
+    @property
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Which path each pass's dot products take, by groups of gates; see `docs/arithmetic.md`."""
+        return {name: packed.paths for name, packed in self._packed.items()}
+
     def _checked(self, layer: LstmLayer, values: npt.ArrayLike, what: str, axes: int) -> F32:
         array = np.asarray(values, np.float32)
         is_input = what.startswith("input")

@@ -158,29 +158,73 @@ def _within(a: Plain, b: Plain) -> bool:
 # --- weights ----------------------------------------------------------------------------------
 
 
-def _packed(values: F32) -> tuple[npt.NDArray[Any], int, int, int, float, float]:
-    """A matrix (4, H, I) as ``matrix`` with the largest sum and the least magnitude of its rows."""
-    _, cells, inputs = values.shape
-    blocks, subs = -(-cells // LANES), -(-inputs // LANES)
-    wide = np.zeros((4, blocks * LANES, subs * LANES), np.float32)
-    wide[:, :cells, :inputs] = values
-    lanes_last = wide.reshape(4, blocks, LANES, -1).transpose(1, 0, 3, 2)
-    rows = np.zeros((blocks * 4 + 1, subs * LANES, LANES), np.float32)
-    rows[:-1] = lanes_last.reshape(blocks * 4, -1, LANES)
-    with np.errstate(all="ignore"):
-        sizes = np.abs(values)
-        norm = float(sizes.sum(-1, dtype=np.float64).max(initial=0.0))
-        low = float(sizes.min(where=sizes > 0, initial=np.inf))
-        half = rows.astype(np.float16)
-        finite = bool(np.isfinite(rows).all())
-        if finite and np.array_equal(half.astype(np.float32), rows):
-            return half.view(np.uint16).reshape(-1), HALF, blocks * 4, subs, norm, low
-    bits = rows.view(np.uint32)
-    if finite and not (bits & 0xFFFF).any():
-        tops = (bits >> 16).astype(np.uint16)
-        return tops.reshape(-1), TOP, blocks * 4, subs, norm, low
-    norm = norm if np.isfinite(norm) else np.inf
-    return rows.reshape(-1), WIDE, blocks * 4, subs, norm, low
+@dataclass
+class _Matrix:
+    """``matrix`` of `lstm_api.h` in the making, with the largest sum and the least magnitude of its rows.
+
+    Gates are added one by one, so that no more than one of them is ever there as float32.
+    """
+
+    cells: int
+    inputs: int
+    store: int
+    codes: npt.NDArray[Any]
+    norm: float = 0.0
+    low: float = np.inf
+
+    @classmethod
+    def of(cls, cells: int, inputs: int, store: int) -> _Matrix:
+        blocks, subs = -(-cells // LANES), -(-inputs // LANES)
+        dtype = (np.float16, np.uint16, np.float32)[store]
+        return cls(cells, inputs, store, np.zeros((blocks * 4 + 1, subs * LANES, LANES), dtype))
+
+    def add(self, gate: int, values: F32) -> bool:
+        """Take in a gate's (H, I) values, unless the store can't hold them."""
+        bits = values.view(np.uint32)
+        with np.errstate(all="ignore"):
+            finite = bool(np.isfinite(values).all())
+            if self.store == HALF and not (finite and _same(values.astype(np.float16), values)):
+                return False
+            if self.store == TOP and not (finite and not (bits & 0xFFFF).any()):
+                return False
+            sizes = np.abs(values)
+            norm = float(sizes.sum(-1, dtype=np.float64).max(initial=0.0))
+            self.norm = max(self.norm, norm) if finite else np.inf
+            self.low = min(self.low, float(sizes.min(where=sizes > 0, initial=np.inf)))
+        for block, first in enumerate(range(0, self.cells, LANES)):
+            part = (
+                values[first : first + LANES]
+                if self.store != TOP
+                else bits[first : first + LANES] >> 16
+            )
+            self.codes[block * 4 + gate, : self.inputs, : len(part)] = part.T
+        return True
+
+    @property
+    def fields(self) -> tuple[Any, ...]:
+        """Flat array, store, rows, sub-vectors, and both bounds."""
+        rows, inputs, _ = self.codes.shape
+        flat = self.codes.reshape(-1)
+        flat = flat.view(np.uint16) if self.store == HALF else flat
+        return flat, self.store, rows - 1, inputs // LANES, self.norm, self.low
+
+
+def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+    return bool((a == b).all())
+
+
+def _packed(
+    matrix: npt.NDArray[Any], members: Sequence[int], a: Arithmetic, counts: Counts
+) -> tuple[Any, ...]:
+    """The gates `members` of a matrix (4, H, I) in the narrowest store that holds them; others are 0."""
+    _, cells, inputs = matrix.shape
+    for store in (HALF, TOP, WIDE):
+        packed, seen = _Matrix.of(cells, inputs, store), Counts()
+        if all(packed.add(n, _weights(matrix[n], a, seen)) for n in members):
+            break
+    for event in EVENTS:
+        setattr(counts, event, getattr(counts, event) + getattr(seen, event))
+    return packed.fields
 
 
 def _blocked(vectors: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
@@ -543,14 +587,7 @@ def _group(
     group: dict[str, Any] = {"order": order, "real": len(rows)}
     if a.integer:
         return group | _integer_group(layer, a, members, ranges, counts)
-    inside = np.zeros(4, bool)
-    inside[list(members)] = True
-    packed = []
-    for matrix in (layer.w_x, layer.w_h):
-        values = np.zeros(matrix.shape, np.float32)
-        for n in members:
-            values[n] = _weights(matrix[n], a, counts)
-        packed.append(_packed(values))
+    packed = [_packed(matrix, members, a, counts) for matrix in (layer.w_x, layer.w_h)]
     places = (a.product, a.tree, a.accumulator)
     lanes = [_lanes(f) for f in places]
     steps = [_within(a.product, a.tree), _within(a.tree, a.tree), _within(a.tree, a.accumulator),
@@ -612,7 +649,8 @@ def _integer_group(
     codes = []
     for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True):
         q = np.zeros(matrix.shape, np.int16)
-        q[members] = weight_codes(matrix[members], weight, s[members], alpha, counts)
+        for n in members:  # one at a time: they are float64 on their way
+            q[n] = weight_codes(matrix[n : n + 1], weight, s[n : n + 1], alpha, counts)[0]
         codes.append(IntegerMatrix.pack(q, weight, given))
     overflow = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}[wide.overflow]
     scale = _blocked(multipliers(s, given), np.float64)
