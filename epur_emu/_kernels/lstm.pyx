@@ -5,7 +5,7 @@ Cython, because the loops run over single rounded operations. Callers pass C-con
 ``pass.h`` states; nothing is checked or raised here.
 """
 
-from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 import numpy as np
@@ -89,11 +89,11 @@ cdef extern from * nogil:
         mu_call mu
         operand output
         uint32_t key
-    void pass_forward(const c_pass *, const float *, Py_ssize_t, float *, int32_t *, double *, Py_ssize_t, uint32_t, int,
-                      seen *, int64_t *, void *)
+    void pass_forward(const c_pass *, const float *, Py_ssize_t, float *, int32_t *, double *, Py_ssize_t, uint32_t,
+                      int, seen *, int64_t *, void *)
     void pass_convert(const c_pass *, float *, const int32_t *, Py_ssize_t, uint32_t, seen *)
-    void pass_step(const c_pass *, float *, int32_t *, double *, const float *, float *, float *, Py_ssize_t, uint32_t, int,
-                   seen *, int64_t *, void *)
+    void pass_step(const c_pass *, float *, int32_t *, double *, const float *, float *, float *, Py_ssize_t, uint32_t,
+                   int, seen *, int64_t *, void *)
     void pass_recurrent(const c_pass *, float *, int32_t *, double *, int, float *, float *, float *, Py_ssize_t, int,
                         uint32_t, seen *, int64_t *, void *)
     int pass_table(const unit *, int, int, uint32_t *)
@@ -266,8 +266,8 @@ cdef class Pass:
         cdef int32_t *integers = NULL if isums is None else &isums[0, 0, 0]
         with nogil:
             if sums.shape[0]:
-                pass_step(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], NULL, &h[0, 0], &c[0, 0], sums.shape[0], first,
-                          stride, <seen *>&counts[0, 0], &raised[0], &room[0])
+                pass_step(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], NULL, &h[0, 0], &c[0, 0], sums.shape[0],
+                          first, stride, <seen *>&counts[0, 0], &raised[0], &room[0])
 
     def recurrent(self, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound, bint separate,
                   float[::1] h, float[::1] c, float[:, ::1] out, bint reverse, uint32_t first, int64_t[:, ::1] counts,
