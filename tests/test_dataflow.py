@@ -8,16 +8,43 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import arithmetics
 
-from epur_emu import ARITHMETICS, Accelerator, Trace, oracle
+from epur_emu import ARITHMETICS, Accelerator, Trace
+from epur_emu import oracle_accesses as oracle
+from epur_emu.arithmetic import Override
 from epur_emu.dataflow import DATAFLOWS, schedule_decode, schedule_sequence
 from epur_emu.dataflow.decode import resident
 from epur_emu.errors import AcceleratorError
-from epur_emu.formats import FP16
+from epur_emu.formats import FP16, FP32, INT8, parse
 from epur_emu.network import LayerShape
 
 ARITHMETIC = ARITHMETICS["epur-fp16"]
-CHOICES = [ARITHMETIC, ARITHMETIC.with_partial(FP16), ARITHMETICS["float32"]]
+FP32_SUMS = {"product": FP32, "tree": FP32, "accumulator": FP32, "partial": FP32}
+
+
+@st.composite
+def gates_apart(draw):
+    """Every gate with bytes of its own, in passes called pass*."""
+    wide = replace(ARITHMETIC, input=draw(st.sampled_from([FP16, FP32, INT8])))
+    overrides = []
+    for gate in "ifgo":
+        values = {"weight": draw(st.sampled_from([FP16, FP32, INT8, parse("e4m3")]))}
+        values |= {"cell": draw(st.sampled_from([FP16, FP32, parse("e5m2")]))}
+        values |= {"output": draw(st.sampled_from([FP16, FP32, INT8]))}
+        if values["weight"] == wide.input == INT8:
+            values |= dict.fromkeys(("product", "tree", "accumulator"), parse("q23.0"))
+            values |= {"partial": draw(st.sampled_from([INT8, FP16]))}
+        elif draw(st.booleans()):
+            values |= FP32_SUMS
+        else:
+            values |= {"partial": draw(st.sampled_from([FP16, INT8]))}
+        overrides.append(Override("pass*", gate, tuple(values.items())))
+    return replace(wide, overrides=tuple(overrides))
+
+
+PRESETS = [ARITHMETIC, ARITHMETIC.with_partial(FP16), *ARITHMETICS.values()]
+CHOICES = st.one_of(st.sampled_from(PRESETS), arithmetics(), gates_apart())
 
 
 @st.composite
@@ -44,11 +71,12 @@ def stacks(draw, directions=2):
     layers, width = [], draw(st.integers(1, 40))
     for n in range(draw(st.integers(1, 3))):
         cells, peepholes = draw(st.integers(1, 19)), draw(st.booleans())
+        kind = draw(st.sampled_from(["pass", "own"]))  # overrides are for pass*
         count = draw(st.integers(1, directions))
         reverse = draw(st.booleans()) if directions == 2 else False
         layers.append(
             tuple(
-                LayerShape(f"{n}.{d}", width, cells, peepholes, reverse != (d == 1))
+                LayerShape(f"{kind}.{n}.{d}", width, cells, peepholes, reverse != (d == 1))
                 for d in range(count)
             )
         )
@@ -72,12 +100,12 @@ def operations(schedule):
     counts = Counter()
     for phase in schedule.phases:
         for name, _, count in phase.operations:
-            counts[name] += count
+            counts[name.partition(".")[0]] += count
     return +counts
 
 
 @settings(max_examples=60, deadline=None)
-@given(stacks(), st.integers(0, 5), st.sampled_from(CHOICES), machines(), st.booleans())
+@given(stacks(), st.integers(0, 5), CHOICES, machines(), st.booleans())
 def test_a_sequence_is_the_oracles(shape, steps, arithmetic, machine, given_state):
     found = schedule_sequence(shape, steps, arithmetic, machine, given_state)
     wanted, cycles = oracle.accesses_sequence(
@@ -93,7 +121,7 @@ def test_a_sequence_is_the_oracles(shape, steps, arithmetic, machine, given_stat
 @given(
     stacks(1),
     st.integers(0, 6),
-    st.sampled_from(CHOICES),
+    CHOICES,
     machines(),
     st.booleans(),
     st.booleans(),
@@ -103,12 +131,18 @@ def test_decoding_is_the_oracles(
     shape, steps, arithmetic, machine, host_between, given_state, data
 ):
     width = machine.width
+    subs = [(-(-p.inputs // width), -(-p.cells // width)) for (p,) in shape]
+    own = [{q: arithmetic.at(p.name, q) for q in "ifgo"} for (p,) in shape]
     needs = [
-        p.cells * (-(-p.inputs // width) - (-p.cells // width)) * width * arithmetic.weight.bytes
-        for (p,) in shape
+        max(a.weight.bytes for a in own[n].values()) * width * p.cells * sum(subs[n])
+        for n, (p,) in enumerate(shape)
     ]
-    room = data.draw(st.integers(max(needs), sum(needs)), label="weight buffer")
-    machine = replace(machine, weight_buffer_bytes=room)
+    banks = [nh * width * 8 for _, nh in subs]
+    machine = replace(
+        machine,
+        weight_buffer_bytes=data.draw(st.integers(max(needs), sum(needs)), label="weights"),
+        parameter_bank_bytes=data.draw(st.integers(max(banks), sum(banks)), label="banks"),
+    )
     found = schedule_decode(shape, steps, arithmetic, machine, host_between, given_state)
     wanted, cycles = oracle.accesses_decode(
         shape, steps, arithmetic, machine, host_between, given_state

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from strategies import NAMES, events, streams
 
 from epur_emu.accelerator import Accelerator
-from epur_emu.arithmetic import arithmetic
+from epur_emu.arithmetic import Override, arithmetic
 from epur_emu.dataflow import schedule_sequence
 from epur_emu.energy import EnergyTable, Report, energy, presets
 from epur_emu.energy.table import STATUSES
 from epur_emu.errors import EpurError, TableError, TraceError
+from epur_emu.formats import parse
 from epur_emu.network import LayerShape
 from epur_emu.streams import KINDS, AccessStream, Component, Phase
 from epur_emu.trace import Trace
@@ -345,10 +346,51 @@ def test_a_missing_operation_is_refused_by_name() -> None:
     trace = Trace([Phase("lstm", "mu", (), (("sqrt", "mu", 1),))], COMPONENTS, 0, META)
     with pytest.raises(TableError, match="'sqrt' in fp16"):
         energy(trace, TABLE)
-    fp8 = replace(FP16, mu=replace(FP16.mu, exponent_bits=4, mantissa_bits=3))
-    meta = {**META, "arithmetic": fp8.to_dict()}
-    with pytest.raises(TableError, match="in e4m3"):
-        energy(Trace([], COMPONENTS, 0, meta), TABLE)
+    lacking = replace(TABLE, operations=tuple(op for op in TABLE.operations if op.name != "exp"))
+    with pytest.raises(TableError, match="'exp' in fp16"):
+        energy(Trace([], COMPONENTS, 0, META), lacking)
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "priced"),
+    [
+        ("multiply", "bf16", "fp16"),
+        ("add", "e4m3fn-sat", "fp16"),
+        ("add", "tf32", "fp32"),
+        ("multiply", "int4", "int8"),
+        ("exp", "int8", "int16"),
+        ("add", "int24", "int32"),
+        ("add", "int32", "int32"),
+    ],
+)
+def test_a_format_without_a_price_costs_what_the_next_wider_does(
+    name: str, fmt: str, priced: str
+) -> None:
+    assert PRESET.operation(name, fmt).format == priced
+    with pytest.raises(TableError, match="'add' in int40"):
+        PRESET.operation("add", "int40")
+
+
+def test_gates_are_priced_in_their_own_formats() -> None:
+    """One neuron, one step, 16 inputs: 32 products a gate, 30 sums in the tree, 2 accumulated."""
+    values = {"weight": parse("fp16"), "input": parse("fp16"), "partial": parse("fp16")}
+    values |= dict.fromkeys(("product", "tree"), parse("bf16"))
+    values |= {"accumulator": parse("fp16")}
+    mixed = replace(
+        arithmetic("epur-int8"), overrides=(Override("lstm", "o", tuple(values.items())),)
+    )
+    schedule = schedule_sequence(((LayerShape("lstm", 16, 1),),), 1, mixed, EPUR)
+    meta = {"accelerator": EPUR.to_dict(), "arithmetic": mixed.to_dict()}
+    trace = Trace(schedule.phases, schedule.components, schedule.cycles, meta)
+    counts = {name: n for (name, unit), n in trace.operations().items() if unit == "dpu"}
+    assert counts == {
+        "multiply.int8": 96, "add.int24": 96, "multiply.bf16": 32, "add.bf16": 30, "add.fp16": 2
+    }  # fmt: skip
+    report = energy(trace, PRESET)
+    scale = PRESET.operation_scale.value
+    wanted = scale * (96 * (0.2 + 0.1) + 32 * (1.1 + 0.4))
+    assert report.by_component["dpu"].dynamic_pj == pytest.approx(wanted)
+    assert report.wider == {"multiply.bf16": "fp16", "add.bf16": "fp16", "add.int24": "int32"}
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,24 @@ class TestAccessesByHand:
             model.accesses_sequence(shape, 2, EPUR, machine, "epur")
         )
 
+    def test_sizes_of_biases_and_outputs(self, machine):
+        """`test_epur` in 8-bit integers and float32 outputs: biases take the MU's two bytes."""
+        mixed = replace(arithmetic("epur-int8"), output=parse("fp32"))
+        log, _ = model.accesses_sequence(((LayerShape("a", 3, 1),),), 2, mixed, machine, "epur")
+
+        def of(component, op):
+            return {(a, n) for _, c, o, a, n in log if (c, o) == (component, op)}
+
+        # A row of three sub-vectors of two bytes, behind it the bank: one sub-vector of four.
+        assert of("cu.f.weights", "write") == {(0, 2), (2, 2), (4, 2), (16, 4)}
+        assert of("cu.f.weights", "read") == {(0, 2), (2, 2), (4, 2), (16, 2)}
+        # x at 0, two slots of h at 4 and 6, c in fp16 at 8; only g keeps c.
+        assert of("cu.o.inputs", "read") == {(0, 2), (2, 2), (4, 2), (6, 2)}
+        assert of("cu.o.inputs", "write") == {(0, 2), (2, 2), (4, 2), (4, 1), (6, 1)}
+        # Output rows of one sub-vector of eight bytes.
+        assert of("intermediate", "write") == {(32, 4), (40, 4)}
+        assert of("intermediate", "read") == {(32, 8), (40, 8)}
+
     def test_gates_with_partial_sums_of_their_own(self, machine):
         """`test_mwl` with two bytes for each partial sum of gate f: five for a neuron."""
         mixed = replace(EPUR, overrides=(Override("*", "f", (("partial", FP16),)),))

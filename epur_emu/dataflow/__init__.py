@@ -34,7 +34,7 @@ def schedule_sequence(
     steps : int
         Time steps.
     arithmetic : Arithmetic
-        Its formats' widths count.
+        Its formats' widths count, gate by gate.
     accelerator : Accelerator
     given_state : bool
         Whether the initial states are given (in DRAM) or zero.
@@ -52,7 +52,7 @@ def schedule_sequence(
             f"use one of {', '.join(DATAFLOWS)}",
         )  # fmt: skip
     order = DATAFLOWS[accelerator.dataflow]
-    machine = Machine(accelerator, arithmetic)
+    machine = Machine(accelerator, arithmetic, shape)
     return regions.sequence(order, shape, steps, machine, given_state, cycle, dram)
 
 
@@ -73,5 +73,5 @@ def schedule_decode(
     host_between : bool
         Whether the host computes between the layers, so that each reads its input from DRAM.
     """
-    machine = Machine(accelerator, arithmetic)
+    machine = Machine(accelerator, arithmetic, shape)
     return decode.schedule(shape, steps, machine, host_between, given_state, cycle, dram)

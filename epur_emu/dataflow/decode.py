@@ -6,10 +6,11 @@ time step there is nothing to reorder, and no partial sum is stored.
 
 from __future__ import annotations
 
-from epur_emu.dataflow.epur import check_vectors, dram_bytes, row_bytes, run_pass
-from epur_emu.dataflow.layout import Builder, Given, Machine, Schedule, Shape, store
+from epur_emu.dataflow.epur import check_vectors, dram_bytes, matrix_bytes, run_pass
+from epur_emu.dataflow.layout import AT_ZERO, Builder, Given, Machine, Schedule, Shape, store
 from epur_emu.dataflow.regions import input_pitch, parameter_bytes, state_bursts
 from epur_emu.errors import AcceleratorError
+from epur_emu.network import GATES
 
 
 def resident(needs: list[int], capacity: int) -> int | None:
@@ -20,6 +21,14 @@ def resident(needs: list[int], capacity: int) -> int | None:
         if sum(needs[:count]) + max(needs[count:]) <= capacity:
             return count
     return None
+
+
+def _places(sizes: list[dict[str, int]], stay: int) -> list[dict[str, int]]:
+    """By gate, where each layer lies behind those of the first `stay` that come before it."""
+    places = [AT_ZERO]
+    for own in sizes[:stay]:
+        places.append({q: place + own[q] for q, place in places[-1].items()})
+    return [places[min(number, stay)] for number in range(len(sizes))]
 
 
 def schedule(
@@ -38,16 +47,19 @@ def schedule(
         )
     layers = [layer[0] for layer in shape]
     a = m.accelerator
-    needs = [p.cells * row_bytes(m, p) for p in layers]
+    needs = [matrix_bytes(m, p) for p in layers]
     banks = [parameter_bytes(m, p) for p in layers]
     kept = []
-    for sizes, place in ((needs, "weight_buffer_bytes"), (banks, "parameter_bank_bytes")):
-        count = resident(sizes, getattr(a, place))
-        if count is None:
-            m.need(max(sizes), place, getattr(a, place), "one gate of the largest layer",
-                   "use a smaller layer or format, or a larger buffer")  # fmt: skip
-        kept.append(count or 0)
+    for held, place in ((needs, "weight_buffer_bytes"), (banks, "parameter_bank_bytes")):
+        for q in GATES:
+            sizes = [own[q] for own in held]
+            count = resident(sizes, getattr(a, place))
+            if count is None:
+                m.need(max(sizes), place, getattr(a, place), f"gate {q} of the largest layer",
+                       "use a smaller layer or format, or a larger buffer")  # fmt: skip
+            kept.append(count or 0)
     stay = min(kept)
+    matrices, offsets = (_places(held, stay) for held in (needs, banks))
     for p in layers:
         check_vectors(m, p)
 
@@ -66,11 +78,11 @@ def schedule(
     for number, p in enumerate(layers):
         if number == len(layers) - 1 or host_between:
             outputs[number] = end
-            end += steps * m.bursts(m.subs(p.cells) * m.sx) * m.burst
+            end += steps * m.bursts(m.of(p).nh * m.sy) * m.burst
     states, state = [], 0
     for p in layers:
         states.append(state)
-        state += m.subs(p.cells) * (m.sx + m.sc)
+        state += m.of(p).nh * (m.sy + m.of(p).sc)
     m.need(
         state, "intermediate_bytes", a.intermediate_bytes, "the layers' states", "use fewer cells"
     )
@@ -78,7 +90,7 @@ def schedule(
 
     def step(b: Builder, cycle: int, first: bool) -> int:
         for number, p in enumerate(layers):
-            h = m.subs(p.cells) * m.sx
+            h = m.of(p).nh * m.sy
             initial = ("dram" if given_state else "zero") if first else "intermediate"
             if number in inputs:
                 pitch = input_pitch(m, p)
@@ -100,7 +112,7 @@ def schedule(
             )
             cycle = run_pass(
                 b, p, placed, load=first or number >= stay,
-                matrix=sum(needs[: min(number, stay)]), bank=sum(banks[: min(number, stay)]),
+                matrix=matrices[number], bank=offsets[number],
                 saved_cell=states[number] + h, advance=move,
             )  # fmt: skip
             if number in outputs:

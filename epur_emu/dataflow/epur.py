@@ -8,20 +8,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from epur_emu.dataflow import mu
-from epur_emu.dataflow.layout import Builder, Given, Machine, cus, load_parameters, load_state
-from epur_emu.dataflow.regions import Order, parameter_bursts
-from epur_emu.network import GATES, LayerShape
+from epur_emu.dataflow.layout import (
+    AT_ZERO,
+    Builder,
+    Given,
+    Machine,
+    cus,
+    load_parameters,
+    load_state,
+)
+from epur_emu.dataflow.regions import Order, parameter_bursts, row_bursts
+from epur_emu.network import LayerShape
 from epur_emu.streams import Loop
 
 
-def row_bytes(m: Machine, shape: LayerShape) -> int:
-    """Bytes of one neuron's weights in one gate."""
-    return (m.subs(shape.inputs) + m.subs(shape.cells)) * m.sw
+def matrix_bytes(m: Machine, shape: LayerShape) -> dict[str, int]:
+    """By gate, bytes of a pass's weights in the weight buffer, without biases and peepholes."""
+    own = m.of(shape)
+    return {q: shape.cells * (own.nx + own.nh) * size for q, size in own.sw.items()}
 
 
 def rows_bytes(m: Machine, shape: LayerShape) -> int:
     """DRAM bytes of a pass's weights without biases and peepholes."""
-    return 4 * shape.cells * m.bursts(row_bytes(m, shape)) * m.burst
+    own = m.of(shape)
+    return shape.cells * sum(row_bursts(m, shape, own.nx + own.nh)) * m.burst
 
 
 def dram_bytes(m: Machine, shape: LayerShape) -> int:
@@ -31,19 +41,20 @@ def dram_bytes(m: Machine, shape: LayerShape) -> int:
 
 def check_vectors(m: Machine, shape: LayerShape) -> None:
     """Raise `AcceleratorError` unless the pass's vectors fit in the input buffers."""
-    nx, nh = m.subs(shape.inputs), m.subs(shape.cells)
+    own = m.of(shape)
     m.need(
-        (nx + 2 * nh) * m.sx + nh * m.sc, "input_buffer_bytes", m.accelerator.input_buffer_bytes,
+        (own.nx + 2 * own.nh) * m.sx + own.nh * own.sc, "input_buffer_bytes", m.accelerator.input_buffer_bytes,
         f"{shape.name} (x, two slots of h, c)", "use a narrower layer or format, or a larger buffer",
     )  # fmt: skip
 
 
-def check(m: Machine, shape: LayerShape, steps: int, pitch: int) -> None:
+def check(m: Machine, shape: LayerShape, steps: int, x_pitch: int, pitch: int) -> None:
     """Raise `AcceleratorError` unless the pass fits in the buffers."""
     check_vectors(m, shape)
     m.need(
-        shape.cells * row_bytes(m, shape), "weight_buffer_bytes", m.accelerator.weight_buffer_bytes,
-        f"one gate of {shape.name}", "use a smaller layer or format, or a larger buffer",
+        max(matrix_bytes(m, shape).values()), "weight_buffer_bytes",
+        m.accelerator.weight_buffer_bytes, f"one gate of {shape.name}",
+        "use a smaller layer or format, or a larger buffer",
     )  # fmt: skip
 
 
@@ -52,8 +63,8 @@ def run_pass(
     shape: LayerShape,
     given: Given,
     load: bool = True,
-    matrix: int = 0,
-    bank: int = 0,
+    matrix: dict[str, int] = AT_ZERO,
+    bank: dict[str, int] = AT_ZERO,
     saved_cell: int | None = None,
     advance: int = 0,
 ) -> int:
@@ -63,8 +74,8 @@ def run_pass(
     ----------
     load : bool
         Whether the weights are fetched, or resident already.
-    matrix, bank : int
-        Where the layer lies in the weight buffers and parameter banks.
+    matrix, bank : dict of str to int
+        By gate, where the layer lies in the weight buffer and in the parameter bank.
     saved_cell : int, optional
         Where c_t is saved in the intermediate memory.
     advance : int
@@ -73,8 +84,10 @@ def run_pass(
     if given.steps == 0:
         return given.cycle
     m, steps, cells = b.machine, given.steps, shape.cells
-    nx, nh = m.subs(shape.inputs), m.subs(cells)
-    n, row = nx + nh, row_bytes(m, shape)
+    own = m.of(shape)
+    nx, nh = own.nx, own.nh
+    n = nx + nh
+    row = {q: n * size for q, size in own.sw.items()}
     h_slots, cell = nx * m.sx, (nx + 2 * nh) * m.sx
     slot = nh * m.sx
     bursts, pace = 0, n
@@ -83,15 +96,16 @@ def run_pass(
         bursts = load_parameters(b, shape, params, given.cycle, bank)
     begin = load_state(b, shape, given, bursts, h_slots, cell)
     if load:
-        per_row = m.bursts(row)
-        pace = max(n, m.channel(4 * per_row))
-        for g, q in enumerate(GATES):
-            at, phase = begin + g * per_row, (shape.name, "load")
-            dram = given.dram_weights + g * per_row * m.burst
-            outer = [(cells, 4 * per_row * m.burst, pace)]
-            b.bursts(phase, "read", dram, at, row, outer)
-            outer = [(cells, row, pace)]
-            b.at_burst_pace(phase, [f"cu.{q}.weights"], "write", m.sw, n, matrix, at, outer)
+        of_neuron = row_bursts(m, shape, n)
+        pace, moved = max(n, m.channel(sum(of_neuron))), 0
+        for (q, sub), bursts in zip(own.sw.items(), of_neuron, strict=True):
+            at, phase = begin + moved, (shape.name, "load")
+            dram = given.dram_weights + moved * m.burst
+            outer = [(cells, sum(of_neuron) * m.burst, pace)]
+            b.bursts(phase, "read", dram, at, row[q], outer)
+            outer = [(cells, row[q], pace)]
+            b.at_burst_pace(phase, [f"cu.{q}.weights"], "write", sub, n, matrix[q], at, outer)
+            moved += bursts
         begin += pace
 
     t = mu.timeline(m.accelerator, shape.peepholes)
@@ -127,9 +141,19 @@ def run_pass(
         loops = [(rest, 0, 0), (cells, neurons, n), *inner]
         b.access(phase, where, op, size, other, second + 2 * turns * period + after, loops)
 
+    def weights(kind: str, skip: int, subs: int) -> None:
+        """Each gate's weights of a neuron, `subs` sub-vectors behind the first `skip`."""
+        others: list[Loop] = [(steps - 1, 0, period)]
+        for cycle, outer, wait in ((begin, [], pace), (second, others, n)):
+            for q, sub in own.sw.items():
+                loops = [*outer, (cells, row[q], wait), (subs, sub, 1)]
+                where, at = [f"cu.{q}.weights"], matrix[q] + skip * sub
+                b.access((shape.name, kind), where, "read", sub, at, cycle + skip, loops)
+
+    x_sub = m.sx if given.source == "dram" else m.sy
     forward, once = [(nx, m.sx, 1)], -1
     source, out, out_step = given.source_address, given.out_address, given.pitch
-    x_step = m.bursts(nx * m.sx) * m.burst if given.source == "dram" else nx * m.sx
+    x_step = m.bursts(nx * m.sx) * m.burst if given.source == "dram" else nx * x_sub
     if shape.reverse:
         source, out = source + (steps - 1) * x_step, out + (steps - 1) * out_step
         x_step, out_step = -x_step, -out_step
@@ -137,12 +161,12 @@ def run_pass(
         arrive = _burst_loops(m, nx * m.sx)
         per_step("forward", ["dram"], "read", m.burst, source, x_step, 0, arrive, once, advance)
     else:
-        per_step("forward", ["intermediate"], "read", m.sx, source, x_step, 0, forward, once)
+        arrive = [(nx, x_sub, 1)]
+        per_step("forward", ["intermediate"], "read", x_sub, source, x_step, 0, arrive, once)
     per_step("forward", cus("inputs"), "write", m.sx, 0, 0, 0, forward, once)
-    per_step("forward", cus("weights"), "read", m.sw, matrix, 0, 0, [(nx, m.sw, 1)], row)
+    weights("forward", 0, nx)
     per_step("forward", cus("inputs"), "read", m.sx, 0, 0, 0, forward, 0)
-    own = [(nh, m.sw, 1)]
-    per_step("recurrent", cus("weights"), "read", m.sw, matrix + nx * m.sw, 0, nx, own, row)
+    weights("recurrent", nx, nh)
     per_slot("recurrent", "read", m.sx, 0, nx, [(nh, m.sx, 1)], 0)
 
     def emit(
@@ -152,7 +176,7 @@ def run_pass(
 
     mu.accesses(m, shape, mu.Places(cell, bank, saved_cell), emit)
     per_slot("mu", "write", m.xe, 1, ready + t.z, [], m.xe)
-    per_step("mu", ["intermediate"], "write", m.xe, out, out_step, ready + t.z, [], m.xe)
+    per_step("mu", ["intermediate"], "write", m.ye, out, out_step, ready + t.z, [], m.ye)
     mu.count_dpu(b, shape, "forward", nx, steps)
     mu.count_dpu(b, shape, "recurrent", nh, steps)
     mu.count(b, shape, steps)

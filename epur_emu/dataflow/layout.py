@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
+from epur_emu.dataflow.operations import UnitFormats, one_format
 from epur_emu.errors import AcceleratorError
-from epur_emu.formats import LinearFormat
+from epur_emu.formats import FixedFormat, FloatFormat, LinearFormat
 from epur_emu.network import GATES, LayerShape
 from epur_emu.streams import AccessStream, Component, Loop, Phase
 
@@ -16,6 +17,9 @@ Shape = tuple[tuple[LayerShape, ...], ...]
 
 #: CUs whose gates have peephole weights.
 PEEPHOLE_GATES = ("i", "f", "o")
+
+#: Places at the beginning of the CUs' buffers.
+AT_ZERO = dict.fromkeys(GATES, 0)
 
 
 @dataclass(frozen=True)
@@ -39,46 +43,92 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Of one pass, the symbols of ``docs/dataflow.md``; a dict goes by gate, sizes are bytes.
+
+    Parameters
+    ----------
+    nx, nh : int
+        Sub-vectors of x and of h.
+    sw : dict of str to int
+        A sub-vector of weights.
+    be, sb : dict of str to int
+        A bias or peephole weight, and a sub-vector of these.
+    pe : dict of str to int
+        A stored partial sum.
+    ce, sc : int
+        An element and a sub-vector of c.
+    quantised : tuple of str
+        Gates whose partial sums are quantised.
+    units : dict of str to UnitFormats
+    """
+
+    nx: int
+    nh: int
+    sw: dict[str, int]
+    be: dict[str, int]
+    sb: dict[str, int]
+    pe: dict[str, int]
+    ce: int
+    sc: int
+    quantised: tuple[str, ...]
+    units: dict[str, UnitFormats]
+
+    @classmethod
+    def of(cls, shape: LayerShape, arithmetic: Arithmetic, width: int) -> Sizes:
+        """Sizes of a pass on DPUs of so many elements."""
+        own = {q: arithmetic.at(shape.name, q) for q in GATES}
+        be = {
+            q: (a.weight if isinstance(a.weight, FloatFormat | FixedFormat) else a.mu).bytes
+            for q, a in own.items()
+        }
+        ce = own["g"].cell.bytes
+        return cls(
+            nx=-(-shape.inputs // width),
+            nh=-(-shape.cells // width),
+            sw={q: width * a.weight.bytes for q, a in own.items()},
+            be=be,
+            sb={q: width * size for q, size in be.items()},
+            pe={q: a.partial.bytes for q, a in own.items()},
+            ce=ce,
+            sc=width * ce,
+            quantised=tuple(q for q, a in own.items() if isinstance(a.partial, LinearFormat)),
+            units={q: UnitFormats.of(a) for q, a in own.items()},
+        )
+
+
 class Machine:
-    """An accelerator holding an arithmetic's formats: the symbols of ``docs/dataflow.md``."""
+    """An accelerator that holds a network in an arithmetic's formats.
 
-    accelerator: Accelerator
-    arithmetic: Arithmetic
+    Parameters
+    ----------
+    accelerator : Accelerator
+    arithmetic : Arithmetic
+    shape : tuple of tuple of LayerShape
 
-    @property
-    def we(self) -> int:
-        """Bytes of a weight."""
-        return self.arithmetic.weight.bytes
+    Attributes
+    ----------
+    xe, sx : int
+        Bytes of an element and of a sub-vector of x or h in the input buffers.
+    ye, sy : int
+        The same of h in the intermediate memory.
+    one_format : bool
+        Whether operations go by their names alone.
+    """
 
-    @property
-    def xe(self) -> int:
-        """Bytes of an element of x or h."""
-        return self.arithmetic.input.bytes
+    def __init__(self, accelerator: Accelerator, arithmetic: Arithmetic, shape: Shape) -> None:
+        self.accelerator = accelerator
+        self.one_format = one_format(arithmetic)
+        passes = [p for layer in shape for p in layer]
+        width = accelerator.width
+        self.xe = max(arithmetic.at(p.name, q).input.bytes for p in passes for q in GATES)
+        self.ye = max(arithmetic.at(p.name, "o").output.bytes for p in passes)
+        self.sx, self.sy = width * self.xe, width * self.ye
+        self._sizes = {p: Sizes.of(p, arithmetic, width) for p in passes}
 
-    @property
-    def ce(self) -> int:
-        """Bytes of an element of c."""
-        return self.arithmetic.cell.bytes
-
-    @property
-    def pe(self) -> int:
-        """Bytes of a stored partial sum."""
-        return self.arithmetic.partial.bytes
-
-    @property
-    def sw(self) -> int:
-        """Bytes of a sub-vector of weights."""
-        return self.accelerator.width * self.we
-
-    @property
-    def sx(self) -> int:
-        """Bytes of a sub-vector of x or h."""
-        return self.accelerator.width * self.xe
-
-    @property
-    def sc(self) -> int:
-        """Bytes of a sub-vector of c."""
-        return self.accelerator.width * self.ce
+    def of(self, shape: LayerShape) -> Sizes:
+        """Sizes of one of the network's passes."""
+        return self._sizes[shape]
 
     @property
     def burst(self) -> int:
@@ -89,18 +139,6 @@ class Machine:
     def half(self) -> int:
         """Bytes of a half of the intermediate memory."""
         return self.accelerator.intermediate_bytes // 2
-
-    @property
-    def quantise(self) -> int:
-        """Cycles to quantise a partial sum; 0 where it is kept."""
-        kept = not isinstance(self.arithmetic.partial, LinearFormat)
-        return 0 if kept else self.accelerator.quantise_cycles
-
-    @property
-    def lookup(self) -> int:
-        """Cycles to look a quantised partial sum up; 0 where it is kept."""
-        kept = not isinstance(self.arithmetic.partial, LinearFormat)
-        return 0 if kept else self.accelerator.lookup_cycles
 
     def subs(self, elements: int) -> int:
         """Sub-vectors of a vector."""
@@ -116,7 +154,7 @@ class Machine:
 
     def pitch(self, layer: Sequence[LayerShape]) -> int:
         """Bytes of a layer's output row in the intermediate memory."""
-        return self.subs(sum(p.cells for p in layer)) * self.sx
+        return self.subs(sum(p.cells for p in layer)) * self.sy
 
     def need(self, size: int, place: str, capacity: int, what: str, remedy: str) -> None:
         """Raise `AcceleratorError` unless `size` bytes fit in a place."""
@@ -206,12 +244,15 @@ class Builder:
             stream = AccessStream(component, op, size, address, cycle, nest)
             self._streams.setdefault(phase, []).append(stream)
 
-    def operations(self, phase: tuple[str, str], unit: str, counts: dict[str, int]) -> None:
-        """Count operations of a unit, once for each repetition."""
+    def operations(
+        self, phase: tuple[str, str], unit: str, fmt: str, counts: dict[str, int]
+    ) -> None:
+        """Count operations of a unit in a format, once for each repetition."""
         known = self._operations.setdefault(phase, {})
         self._streams.setdefault(phase, [])
         for name, count in counts.items():
-            known[name, unit] = known.get((name, unit), 0) + count * self.repeat[0]
+            key = (name if self.machine.one_format else f"{name}.{fmt}", unit)
+            known[key] = known.get(key, 0) + count * self.repeat[0]
 
     def bursts(
         self, phase: tuple[str, str], op: str, address: int, cycle: int, size: int,
@@ -252,6 +293,7 @@ class Builder:
                 tuple(
                     (name, unit, count)
                     for (name, unit), count in self._operations.get((layer, kind), {}).items()
+                    if count
                 ),
             )
             for (layer, kind), streams in self._streams.items()
@@ -268,21 +310,21 @@ def cell_holders(shape: LayerShape) -> list[str]:
     return ["i", "f", "g"] if shape.peepholes else ["g"]
 
 
-def load_parameters(b: Builder, shape: LayerShape, dram: int, cycle: int, offset: int = 0) -> int:
-    """Fetch biases and peepholes to the parameter banks; returns the bursts moved."""
-    m = b.machine
-    size = m.subs(shape.cells) * m.sw
-    bank = m.accelerator.weight_buffer_bytes + offset
+def load_parameters(
+    b: Builder, shape: LayerShape, dram: int, cycle: int, offsets: dict[str, int]
+) -> int:
+    """Fetch biases and peepholes to these places of the parameter banks; returns the bursts moved."""
+    m, own = b.machine, b.machine.of(shape)
     fetches = [(q, 0) for q in GATES]
     if shape.peepholes:
-        fetches += [(q, size) for q in PEEPHOLE_GATES]
+        fetches += [(q, 1) for q in PEEPHOLE_GATES]
     moved = 0
     phase = (shape.name, "load")
-    for q, at in fetches:
+    for q, place in fetches:
+        sub, size = own.sb[q], own.nh * own.sb[q]
+        at = m.accelerator.weight_buffer_bytes + offsets[q] + place * size
         b.bursts(phase, "read", dram + moved * m.burst, cycle + moved, size)
-        b.at_burst_pace(
-            phase, [f"cu.{q}.weights"], "write", m.sw, m.subs(shape.cells), bank + at, cycle + moved
-        )
+        b.at_burst_pace(phase, [f"cu.{q}.weights"], "write", sub, own.nh, at, cycle + moved)
         moved += m.bursts(size)
     return moved
 
@@ -291,13 +333,14 @@ def load_state(
     b: Builder, shape: LayerShape, given: Given, bursts: int, h_address: int, c_address: int
 ) -> int:
     """Initial h and c into the input buffers, behind `bursts` already on the channel; returns C1."""
-    m = b.machine
-    nh = m.subs(shape.cells)
+    m, sizes = b.machine, b.machine.of(shape)
+    nh, sc = sizes.nh, sizes.sc
     phase, holders = (shape.name, "load"), cus("inputs", cell_holders(shape))
     own = 0
+    parts = ((cus("inputs"), m.sx, m.sy, h_address), (holders, sc, sc, c_address))
     if given.initial == "dram":
         dram = given.state_address
-        for where, sub, address in ((cus("inputs"), m.sx, h_address), (holders, m.sc, c_address)):
+        for where, sub, _, address in parts:
             b.bursts(phase, "read", dram, given.cycle + bursts, nh * sub)
             b.at_burst_pace(phase, where, "write", sub, nh, address, given.cycle + bursts)
             bursts += m.bursts(nh * sub)
@@ -305,13 +348,12 @@ def load_state(
     else:
         stored = given.initial == "intermediate"
         state = given.state_address
-        for where, sub, address in ((cus("inputs"), m.sx, h_address), (holders, m.sc, c_address)):
+        for where, sub, kept, address in parts:
             begin = given.cycle + (own if stored else 0)
-            loops = [(nh, sub, 1)]
             if stored:
-                b.access(phase, ["intermediate"], "read", sub, state, begin, loops)
-                state += nh * sub
-            b.access(phase, where, "write", sub, address, begin, loops)
+                b.access(phase, ["intermediate"], "read", kept, state, begin, [(nh, kept, 1)])
+                state += nh * kept
+            b.access(phase, where, "write", sub, address, begin, [(nh, sub, 1)])
             own = own + nh if stored else nh
     return given.cycle + max(m.channel(bursts), own)
 
@@ -322,6 +364,6 @@ def store(
     """Copy `size` bytes from the intermediate memory to DRAM; returns the cycle after."""
     m = b.machine
     phase = (layer, "store")
-    b.at_burst_pace(phase, ["intermediate"], "read", m.sx, size // m.sx, address, cycle)
+    b.at_burst_pace(phase, ["intermediate"], "read", m.sy, size // m.sy, address, cycle)
     b.bursts(phase, "write", dram, cycle, size, advance=advance)
     return cycle + m.channel(m.bursts(size))

@@ -36,10 +36,10 @@ def timeline(a: Accelerator, peepholes: bool) -> Timeline:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the MU finds its operands: parameter bank offset, c in the input buffer, c's saved copy."""
+    """Where the MU finds its operands: c in the input buffer, offsets in the banks, c's saved copy."""
 
     cell: int
-    bank: int = 0
+    bank: dict[str, int]
     saved_cell: int | None = None
 
 
@@ -49,47 +49,61 @@ PerNeuron = Callable[[Iterable[str], str, int, int, int, int], None]
 
 def accesses(m: Machine, shape: LayerShape, places: Places, emit: PerNeuron) -> Timeline:
     """The MU's accesses but for h_t, whose places differ from step to step."""
-    t = timeline(m.accelerator, shape.peepholes)
-    link = m.accelerator.link_cycles
-    bias = m.accelerator.weight_buffer_bytes + places.bank
-    peephole = bias + m.subs(shape.cells) * m.sw
+    t, own = timeline(m.accelerator, shape.peepholes), m.of(shape)
+    link, ce = m.accelerator.link_cycles, own.ce
 
-    def weight(gate: str, address: int, after: int) -> None:
-        emit([f"cu.{gate}.weights"], "read", m.we, address, m.we, after)
+    def weight(gate: str, place: int, after: int) -> None:
+        address = m.accelerator.weight_buffer_bytes + places.bank[gate]
+        address += place * own.nh * own.sb[gate]
+        size = own.be[gate]
+        emit([f"cu.{gate}.weights"], "read", size, address, size, after)
 
     for gate in GATES:
-        weight(gate, bias, t.p if gate in "if" else 0)
-    emit(["cu.g.inputs"], "read", m.ce, places.cell, m.ce, t.tm + 1)
-    emit(["cu.g.inputs"], "write", m.ce, places.cell, m.ce, t.tc)
+        weight(gate, 0, t.p if gate in "if" else 0)
+    emit(["cu.g.inputs"], "read", ce, places.cell, ce, t.tm + 1)
+    emit(["cu.g.inputs"], "write", ce, places.cell, ce, t.tc)
     if shape.peepholes:
         for gate in PEEPHOLE_GATES:
-            weight(gate, peephole, t.tc + link if gate == "o" else 0)
-        emit(cus("inputs", "if"), "read", m.ce, places.cell, m.ce, 0)
+            weight(gate, 1, t.tc + link if gate == "o" else 0)
+        emit(cus("inputs", "if"), "read", ce, places.cell, ce, 0)
         others = [q for q in cell_holders(shape) if q != "g"]
-        emit(cus("inputs", others), "write", m.ce, places.cell, m.ce, t.tc + link)
+        emit(cus("inputs", others), "write", ce, places.cell, ce, t.tc + link)
     if places.saved_cell is not None:
-        emit(["intermediate"], "write", m.ce, places.saved_cell, m.ce, t.tc + link)
+        emit(["intermediate"], "write", ce, places.saved_cell, ce, t.tc + link)
     return t
+
+
+#: Operations of each gate's MU for a neuron.
+OPERATIONS = {
+    "i": {"add": 2, "multiply": 0, "compare": 1, "exp": 1, "divide": 1},
+    "f": {"add": 2, "multiply": 0, "compare": 1, "exp": 1, "divide": 1},
+    "g": {"add": 6, "multiply": 2, "compare": 2, "exp": 4, "divide": 2},
+    "o": {"add": 2, "multiply": 1, "compare": 1, "exp": 1, "divide": 1},
+}
+
+#: Values that each gate's MU sends for a neuron, and those that peepholes add.
+LINKS = {"i": (1, 0), "f": (1, 0), "g": (2, 2), "o": (1, 0)}
 
 
 def count(b: Builder, shape: LayerShape, steps: int) -> None:
     """The MU's operations of a pass."""
-    peep = int(shape.peepholes)
-    each = {
-        "add": 12 + 3 * peep,
-        "multiply": 3 + 3 * peep,
-        "compare": 5,
-        "exp": 7,
-        "divide": 5,
-    }
-    times = steps * shape.cells
-    phase = (shape.name, "mu")
-    b.operations(phase, "mu", {name: n * times for name, n in each.items()})
-    b.operations(phase, "link", {"link": (5 + 2 * peep) * times})
+    times, phase = steps * shape.cells, (shape.name, "mu")
+    for q, fixed in OPERATIONS.items():
+        fmt, each = b.machine.of(shape).units[q].mu, dict(fixed)
+        if shape.peepholes and q in PEEPHOLE_GATES:
+            each["multiply"] += 1
+            each["add"] += 1
+        b.operations(phase, "mu", fmt, {name: n * times for name, n in each.items()})
+    for q, (always, peepholes) in LINKS.items():
+        fmt = b.machine.of(shape).units[q].mu
+        b.operations(phase, "link", fmt, {"link": (always + shape.peepholes * peepholes) * times})
 
 
 def count_dpu(b: Builder, shape: LayerShape, kind: str, subs: int, steps: int) -> None:
     """The DPUs' operations of a pass, for `subs` sub-vectors a neuron."""
-    width = b.machine.accelerator.width
-    times = steps * shape.cells * len(GATES) * subs
-    b.operations((shape.name, kind), "dpu", {"multiply": width * times, "add": width * times})
+    width, phase = b.machine.accelerator.width, (shape.name, kind)
+    times = steps * shape.cells * subs
+    for unit in b.machine.of(shape).units.values():
+        b.operations(phase, "dpu", unit.multiply, {"multiply": width * times})
+        b.operations(phase, "dpu", unit.tree, {"add": (width - 1) * times})
+        b.operations(phase, "dpu", unit.accumulator, {"add": times})

@@ -5,29 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from epur_emu.dataflow.layout import Builder, Given, Machine, Schedule, Shape, store
-from epur_emu.network import LayerShape
+from epur_emu.dataflow.layout import (
+    PEEPHOLE_GATES,
+    Builder,
+    Given,
+    Machine,
+    Schedule,
+    Shape,
+    store,
+)
+from epur_emu.network import GATES, LayerShape
 
 
-def parameter_bytes(m: Machine, shape: LayerShape) -> int:
-    """Bytes of one gate's biases and peepholes in its parameter bank."""
-    return m.subs(shape.cells) * m.sw * (2 if shape.peepholes else 1)
+def row_bursts(m: Machine, shape: LayerShape, subs: int) -> list[int]:
+    """DRAM bursts of one neuron's row of so many sub-vectors in each gate."""
+    return [m.bursts(subs * size) for size in m.of(shape).sw.values()]
+
+
+def parameter_bytes(m: Machine, shape: LayerShape) -> dict[str, int]:
+    """By gate, bytes of biases and peepholes in the parameter bank."""
+    own = m.of(shape)
+    return {q: own.nh * size * (2 if shape.peepholes else 1) for q, size in own.sb.items()}
 
 
 def parameter_bursts(m: Machine, shape: LayerShape) -> int:
     """DRAM bursts of all gates' biases and peepholes."""
-    return (7 if shape.peepholes else 4) * m.bursts(m.subs(shape.cells) * m.sw)
+    own = m.of(shape)
+    held = [*GATES, *(PEEPHOLE_GATES if shape.peepholes else ())]
+    return sum(m.bursts(own.nh * own.sb[q]) for q in held)
 
 
 def state_bursts(m: Machine, shape: LayerShape) -> int:
     """DRAM bursts of a given initial h and c."""
-    nh = m.subs(shape.cells)
-    return m.bursts(nh * m.sx) + m.bursts(nh * m.sc)
+    own = m.of(shape)
+    return m.bursts(own.nh * m.sx) + m.bursts(own.nh * own.sc)
 
 
 def input_pitch(m: Machine, shape: LayerShape) -> int:
     """DRAM bytes from one input row to the next."""
-    return m.bursts(m.subs(shape.inputs) * m.sx) * m.burst
+    return m.bursts(m.of(shape).nx * m.sx) * m.burst
 
 
 def passes(shape: Shape) -> list[LayerShape]:
@@ -44,14 +60,14 @@ class Order:
     weight_bytes : callable
         DRAM bytes of a pass's weights, biases and peepholes.
     check : callable
-        Raises `AcceleratorError` where a pass of so many steps, with so many bytes of output rows,
-        does not fit.
+        Raises `AcceleratorError` where a pass of so many steps does not fit; further arguments are
+        the bytes of an input row and of an output row in the intermediate memory.
     run_pass : callable
         Emits a pass, number d of its layer; returns the cycle after its end.
     """
 
     weight_bytes: Callable[[Machine, LayerShape], int]
-    check: Callable[[Machine, LayerShape, int, int], None]
+    check: Callable[[Machine, LayerShape, int, int, int], None]
     run_pass: Callable[[Builder, LayerShape, Given, int], int]
 
 
@@ -71,7 +87,7 @@ def sequence(
         end += state_bursts(m, p) * m.burst
     outputs, final = end, steps * m.pitch(shape[-1])
     end += m.bursts(final) * m.burst
-    for layer in shape:
+    for number, layer in enumerate(shape):
         pitch = m.pitch(layer)
         m.need(
             steps * pitch, "half of intermediate_bytes", m.half,
@@ -79,10 +95,11 @@ def sequence(
         )  # fmt: skip
         for p in layer:
             m.need(
-                parameter_bytes(m, p), "parameter_bank_bytes", m.accelerator.parameter_bank_bytes,
+                max(parameter_bytes(m, p).values()), "parameter_bank_bytes",
+                m.accelerator.parameter_bank_bytes,
                 f"one gate of {p.name}", "use a smaller layer or format, or a larger bank",
             )  # fmt: skip
-            order.check(m, p, steps, pitch)
+            order.check(m, p, steps, m.of(p).nx * (m.sy if number else m.sx), pitch)
     m.need(end, "dram_bytes", m.accelerator.dram_bytes, "the network", "use a shorter sequence")
     if steps == 0:
         return Schedule((), cycle, m.components(), end)
@@ -96,6 +113,6 @@ def sequence(
                 "dram" if given_state else "zero", states.get(p.name, 0),
             )  # fmt: skip
             cycle = order.run_pass(b, p, given, d)
-            place += p.cells * m.xe
+            place += p.cells * m.ye
     cycle = store(b, shape[-1][-1].name, len(shape) % 2 * m.half, outputs, final, cycle)
     return Schedule(b.phases(), cycle, m.components(), end)

@@ -10,6 +10,7 @@ import numpy as np
 
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
+from epur_emu.dataflow.operations import UnitFormats
 from epur_emu.energy.report import Cost, PhaseCost, Report
 from epur_emu.energy.table import EnergyTable, Memory
 from epur_emu.errors import AcceleratorError, FormatError, TableError, TraceError
@@ -72,10 +73,11 @@ def energy(trace: Trace, table: EnergyTable) -> Report:
     return Report(
         table=f"{table.name}:{table.cell}",
         seconds=seconds,
-        peak_mw=_peak_mw(chip, table, pricing, accelerator),
+        peak_mw=_peak_mw(chip, table, pricing, trace, accelerator),
         area_mm2=fsum([*area, logic.area_mm2.value]),
         by_component=costs,
         by_phase=tuple(phases),
+        wider=pricing.wider,
     )
 
 
@@ -263,45 +265,60 @@ def _place(component: Component, accelerator: Accelerator, table: EnergyTable) -
     return _Chip(component.name, tuple(memories), table.gate_banks)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Pricing:
-    """Prices of operations: the table's, in the formats of the arithmetic's places."""
+    """Prices of operations, and which were priced in a wider format than their own."""
 
     table: EnergyTable
     arithmetic: Arithmetic
     width: int
+    wider: dict[str, str] = field(default_factory=dict)
 
-    def pj(self, name: str, place: str) -> float:
-        return self.table.operation_pj(name, str(getattr(self.arithmetic, place)))
+    def pj(self, name: str, fmt: str) -> float:
+        priced = self.table.operation(name, fmt).format
+        if priced != fmt:
+            self.wider[f"{name}.{fmt}"] = priced
+        return self.table.operation_pj(name, fmt)
 
     def phase(self, phase: Phase) -> list[tuple[str, int, float]]:
-        """(unit, count, pJ each) of each operation; a DPU's additions at their mean price."""
-        products = sum(
-            n for name, unit, n in phase.operations if (name, unit) == ("multiply", "dpu")
-        )
-        sums = sum(n for name, unit, n in phase.operations if (name, unit) == ("add", "dpu"))
+        """(unit, count, pJ each) of each operation.
+
+        A name without a format is in the arithmetic's own; a DPU's additions are then at the mean
+        price of tree and accumulator.
+        """
+        counts = {(name, unit): n for name, unit, n in phase.operations}
+        products, sums = (counts.get((name, "dpu"), 0) for name in ("multiply", "add"))
         # W products make W - 1 sums in the tree; what is over is the accumulator's.
         tree = min(1.0, products * (self.width - 1) / self.width / sums) if sums else 0.0
-        out = []
-        for name, unit, count in phase.operations:
-            if (name, unit) == ("add", "dpu"):
-                pj = tree * self.pj(name, "tree") + (1 - tree) * self.pj(name, "accumulator")
+        own, out = UnitFormats.of(self.arithmetic), []
+        for full, unit, count in phase.operations:
+            name, _, fmt = full.partition(".")
+            if fmt:
+                pj = self.pj(name, fmt)
+            elif (name, unit) == ("add", "dpu"):
+                pj = tree * self.pj(name, own.tree) + (1 - tree) * self.pj(name, own.accumulator)
             else:
-                pj = self.pj(name, "product" if unit == "dpu" else "mu")
+                pj = self.pj(name, own.multiply if unit == "dpu" else own.mu)
             out.append((unit, count, pj))
         return out
 
+    def peak(self, layer: str, gate: str) -> float:
+        """All that one gate's computation unit can do in a cycle of a layer, in pJ."""
+        own = UnitFormats.of(self.arithmetic.at(layer, gate))
+        dpu = self.width * self.pj("multiply", own.multiply) + self.pj("add", own.accumulator)
+        dpu += (self.width - 1) * self.pj("add", own.tree)
+        kinds = ("multiply", "add", "exp", "divide", "compare", "link")
+        return dpu + fsum(self.pj(name, own.mu) for name in kinds)
+
 
 def _peak_mw(
-    chip: list[_Chip], table: EnergyTable, pricing: _Pricing, accelerator: Accelerator
+    chip: list[_Chip], table: EnergyTable, pricing: _Pricing, trace: Trace, accelerator: Accelerator
 ) -> float:
     """See `Report.peak_mw`."""
-    units = sum(place.name.endswith(".weights") for place in chip)
-    width = accelerator.width
-    dpu = width * pricing.pj("multiply", "product") + (width - 1) * pricing.pj("add", "tree")
-    dpu += pricing.pj("add", "accumulator")
-    mu = fsum(pricing.pj(n, "mu") for n in ("multiply", "add", "exp", "divide", "compare", "link"))
-    cycle, leakage = [units * (dpu + mu)], [table.logic.leakage_mw[table.cell].value]
+    gates = [place.name.split(".")[1] for place in chip if place.name.endswith(".weights")]
+    layers = {phase.layer for phase in trace.phases} or {""}
+    cycle = [max(pricing.peak(layer, gate) for layer in layers) for gate in gates]
+    leakage = [table.logic.leakage_mw[table.cell].value]
     for place in chip:
         for _, memory in place.memories:
             cycle.append(max(memory.read_pj.value, memory.write_pj.value))

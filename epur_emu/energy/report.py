@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import fsum
 from typing import Any
 
@@ -50,6 +50,9 @@ class Report:
     by_component : dict of str to Cost
         The memories by name, and ``dpu``, ``mu``, ``link``.
     by_phase : tuple of PhaseCost
+    wider : dict of str to str
+        Operations that the table does not hold in their own format, such as ``multiply.bf16``, and
+        the nearest wider format in which they were priced (assumed).
     """
 
     table: str
@@ -58,6 +61,7 @@ class Report:
     area_mm2: float
     by_component: dict[str, Cost]
     by_phase: tuple[PhaseCost, ...]
+    wider: dict[str, str] = field(default_factory=dict)
 
     @property
     def dynamic_pj(self) -> float:
@@ -113,6 +117,7 @@ class Report:
             "area_mm2": self.area_mm2,
             "by_component": {name: asdict(cost) for name, cost in self.by_component.items()},
             "by_phase": [asdict(phase) for phase in self.by_phase],
+            "wider": self.wider,
         }
 
     @classmethod
@@ -125,4 +130,5 @@ class Report:
             plain["area_mm2"],
             {name: Cost(**cost) for name, cost in plain["by_component"].items()},
             tuple(PhaseCost(**phase) for phase in plain["by_phase"]),
+            plain["wider"],
         )

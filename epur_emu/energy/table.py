@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,12 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-from epur_emu.errors import TableError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from epur_emu.errors import FormatError, TableError
+from epur_emu.formats import FloatFormat, parse
+from epur_emu.toml import read_toml
 
 #: What is known of a value: stated by its source, a run of a program, our arithmetic, our choice.
 STATUSES = ("published", "measured", "derived", "assumed")
@@ -60,7 +58,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Operation:
-    """Energy in pJ of one operation in one format; `scaled` ones are times the operation scale."""
+    """Energy in pJ of one operation in one format: a float format, or ``intN`` for N-bit integers.
+
+    Those that are `scaled` are multiplied by the table's operation scale.
+    """
 
     name: str
     format: str
@@ -173,23 +174,42 @@ class EnergyTable:
             "add it with scripts/make_energy_table.py --accelerator",
         )  # fmt: skip
 
-    def operation_pj(self, name: str, fmt: str) -> float:
-        """Energy of one operation in a format such as ``fp16``, in pJ.
+    def operation(self, name: str, fmt: str) -> Operation:
+        """An operation in a format: its own entry, or that of the nearest wider format.
+
+        A float format stands for narrower floats, an integer for narrower integers (assumed: the
+        width in bits sets the energy).
+
+        Parameters
+        ----------
+        name : str
+            Such as ``multiply``.
+        fmt : str
+            A float format by name, or ``intN``.
 
         Raises
         ------
         TableError
-            The table has none; the message lists the formats that it has for the operation.
+            The table has none so wide; the message lists the formats that it has for the operation.
         """
-        for op in self.operations:
-            if (op.name, op.format) == (name, fmt):
-                scale = self.operation_scale.value if op.scaled else 1.0
-                return op.energy.value * scale
-        have = ", ".join(op.format for op in self.operations if op.name == name) or "none"
+        own = {op.format: op for op in self.operations if op.name == name}
+        if fmt in own:
+            return own[fmt]
+        kind, bits = _width(fmt)
+        widths = {have: _width(have) for have in own}
+        wider = [(n, have) for have, (k, n) in widths.items() if k == kind and n >= bits]
+        if kind and wider:
+            return own[min(wider)[1]]
+        have = ", ".join(own) or "none"
         raise TableError(
             self.name, f"operation {name!r} in {fmt}", f"is missing (has: {have})",
             f"add [operations.{name}.{fmt}] to the table",
         )  # fmt: skip
+
+    def operation_pj(self, name: str, fmt: str) -> float:
+        """Energy of `operation` at the table's technology and voltage, in pJ."""
+        found = self.operation(name, fmt)
+        return found.energy.value * (self.operation_scale.value if found.scaled else 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the form of the TOML file; `from_dict` gives the same table back."""
@@ -233,16 +253,24 @@ class EnergyTable:
     @classmethod
     def _read(cls, text: str) -> EnergyTable:
         path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
-        try:
-            plain = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            if isinstance(error, UnicodeDecodeError | tomllib.TOMLDecodeError):
-                raise TableError(text, "TOML", f"is damaged ({error})", "mend the file") from error
+        if not path.is_file():
             raise TableError(
-                "energy table", repr(text), "is neither a preset nor a readable file",
+                "energy table", repr(text), "is neither a preset nor a file",
                 f"use one of {', '.join(presets())} or the path of a TOML file",
-            ) from error  # fmt: skip
+            )  # fmt: skip
+        plain = read_toml(path, TableError, "mend the file")
         return cls.from_dict(plain, text)
+
+
+def _width(fmt: str) -> tuple[str, int]:
+    """Kind of a format (float, int, or none that is known) and its bits."""
+    if match := re.fullmatch(r"int(\d{1,2})", fmt):
+        return "int", int(match[1])
+    try:
+        found = parse(fmt)
+    except FormatError:
+        return "", 0
+    return ("float", found.bits) if isinstance(found, FloatFormat) else ("", 0)
 
 
 _PRESETS = resources.files("epur_emu") / "data" / "energy"
