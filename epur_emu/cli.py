@@ -481,6 +481,9 @@ def show_report(report: Report) -> None:
         f"  average {report.average_mw:.1f} mW (without DRAM {report.average_chip_mw:.1f} mW), "
         f"peak {report.peak_mw:.0f} mW, area {report.area_mm2:.1f} mm2\n"
     )
+    if report.wider:
+        priced = ", ".join(f"{name} as {unit}" for name, unit in sorted(report.wider.items()))
+        click.echo(f"  priced as the next wider format: {priced}\n")
     groups = report.groups()
     total = report.total_pj or 1.0
     click.echo(f"  {'component':<14}{'dynamic':>12}{'static':>12}{'share':>9}")

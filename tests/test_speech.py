@@ -425,7 +425,8 @@ def test_the_card_gives_a_score_that_serves(trained: Model) -> None:
     assert score["metric"] == Speech.metric
     assert 0 <= score["float32"] <= 1
     assert 0 <= score["epur-fp16"] <= 1
-    assert set(trained.alpha) == {p.name for p in trained.networks[NETWORK].passes}
+    names = {p.name for p in trained.networks[NETWORK].passes}
+    assert set(trained.alpha) == {n + end for n in names for end in ("", ".input", ".hidden")}
 
 
 @needs_data
