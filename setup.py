@@ -52,7 +52,7 @@ extensions = [
         "datapath.h",
         "exact.h",
         "pass.h",
-    ),  # fmt: skip
+    ),
     kernel("rounding", levels("rounding"), "cpu.h", "rounding.h", "rounding_api.h"),
     kernel(
         "integer",
@@ -63,7 +63,7 @@ extensions = [
         "datapath.h",
         "lstm_int.h",
         "lstm_int_api.h",
-    ),  # fmt: skip
+    ),
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
 ]
 
