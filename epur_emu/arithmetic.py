@@ -210,10 +210,10 @@ class Arithmetic:
 
     def _with(self, override: Override, gate: str) -> Arithmetic:
         values = dict(override.values)
-        merged = replace(self, **values, overrides=())
-        if "partial" not in values and self.partial == self.sum:
-            merged = replace(self, **{**values, "partial": merged.sum}, overrides=())
-        return merged
+        if "partial" in values or self.partial != self.sum:
+            return replace(self, **values, overrides=())
+        merged = replace(self, **values, partial=INT8, overrides=())
+        return replace(merged, partial=merged.sum)  # sums that are kept stay so
 
     def at(self, layer: str, gate: str) -> Arithmetic:
         """What one gate's computation unit does in one pass; it has no overrides.

@@ -130,7 +130,8 @@ def weight_codes(
     FormatError
         alpha is not positive and finite.
     """
-    values = np.asarray(w, np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling not-a-number
+        values = np.asarray(w, np.float32).astype(np.float64)
     values *= _alpha("alpha", alpha)
     values /= scale[..., None]
     values[np.isnan(values)] = 0.0

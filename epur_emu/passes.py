@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -236,6 +236,13 @@ def _blocked(vectors: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> np
     return np.ascontiguousarray(padded.reshape(gates, blocks, LANES).swapaxes(0, 1)).reshape(-1)
 
 
+def _quiet(f: Plain) -> Plain:
+    """A format that saturates where it would raise: for roundings that nothing counts."""
+    if isinstance(f, FixedFormat) and f.overflow == "raise":
+        return replace(f, overflow="saturate")
+    return f
+
+
 def _dequantised(codes: F64, top: Any, largest: int, product: Plain) -> F32:
     """``codes * top / largest`` in the product's format.
 
@@ -243,7 +250,7 @@ def _dequantised(codes: F64, top: Any, largest: int, product: Plain) -> F32:
     count, as where large values wrap.
     """
     scaled = codes * top
-    out = round_to(scaled / largest, product)
+    out = round_to(scaled / largest, _quiet(product))
     if isinstance(product, FixedFormat) and product.overflow == "wrap":
         unit, span = Fraction(1, product.epsilon), int(product.max_code - product.min_code + 1)
         for at in zip(*np.nonzero(np.abs(scaled) > float(product.max)), strict=True):
@@ -444,7 +451,7 @@ class PackedPass:
                 v, what.max, float(self.alpha.get(f"{self.layer.name}.hidden", 1.0)), FP32
             )
         else:
-            out[..., :cells] = round_to(v, what)
+            out[..., :cells] = round_to(v, _quiet(what))
         return out
 
     def _arrays(self, count: int) -> tuple[F32, npt.NDArray[np.int32] | None, F64]:
@@ -683,4 +690,4 @@ def stored(sums: F32, largest: int, alpha: float, target: Plain, counts: I64 | N
     if counts is not None:
         counts[1] += np.count_nonzero((q == 0) & (np.abs(sums) > 0))
         counts[2] += np.count_nonzero(np.abs(q) > largest)
-    return round_to(clipped * scale / largest, target)
+    return _dequantised(clipped, scale, largest, target)

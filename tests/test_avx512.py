@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
+import importlib.machinery
+import importlib.util
 import os
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +15,21 @@ import pytest
 import test_emulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import arithmetics, passes
 
-from epur_emu import engine_fp16, oracle
-from epur_emu._kernels import lstm
-from epur_emu.engine_fp16 import levels
+from epur_emu import passes as engine_passes
+from epur_emu.passes import levels
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parent / "epur_emu" / "_kernels"
+FLAGS = [
+    "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-mavx2", "-mf16c", "-mfma", "-fPIC",
+    "-w", "-shared",
+]  # fmt: skip
 
 pytestmark = [
     pytest.mark.skipif("avx512" in levels(), reason="the CPU has AVX-512: tested as it is"),
-    pytest.mark.skipif("avx2" not in levels(), reason="needs AVX2 and F16C underneath"),
+    pytest.mark.skipif("avx2" not in levels(), reason="needs AVX2, FMA and F16C underneath"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc"),
     pytest.mark.skipif(
         not Path("/usr/include/simde/x86/avx512.h").exists(), reason="needs SIMDe (libsimde-dev)"
@@ -31,111 +37,64 @@ pytestmark = [
 ]
 
 
-def pointer(array):
-    return None if array is None else ctypes.c_void_p(array.ctypes.data)
-
-
-class Portable:
-    """Stands in for the compiled module; every level is the portable AVX-512 one."""
-
-    LEVELS, SAFE_SUM, SAFE_SUBS = lstm.LEVELS, lstm.SAFE_SUM, lstm.SAFE_SUBS
-
-    def __init__(self, library):
-        self.c = library
-        self.calls = 0
-
-    def dot(self, level, w, x, acc, safe, seen):
-        self.calls += 1
-        if acc.size:
-            self.c.dot_avx512(
-                pointer(w), pointer(x), pointer(acc), pointer(safe),
-                *map(ctypes.c_ssize_t, (len(w), w.shape[1] // 16, len(acc))), pointer(seen),
-            )  # fmt: skip
-
-    def mu(self, level, acc, bias, peep, c, h, clamp, table, seen):
-        self.c.mu_avx512(
-            pointer(acc), pointer(bias), pointer(peep), pointer(c), pointer(h),
-            ctypes.c_float(clamp), pointer(table),
-            *map(ctypes.c_ssize_t, (acc.shape[1] // 4, len(acc))), pointer(seen),
-        )  # fmt: skip
-
-    def recurrent(self, level, w, forward, bias, peep, h, c, out, scratch, bound, *rest):
-        norm, clamp, table, reverse, separate, seen = rest
-        self.c.recurrent_avx512(
-            pointer(w), pointer(forward), pointer(bias), pointer(peep), pointer(h), pointer(c),
-            pointer(out), pointer(scratch), pointer(bound), ctypes.c_double(norm),
-            ctypes.c_float(clamp), pointer(table),
-            *map(ctypes.c_ssize_t, (len(forward), len(h) // 16)),
-            ctypes.c_int(reverse), ctypes.c_int(separate), pointer(seen),
-        )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def portable(tmp_path_factory):
+    """The engine with a module whose AVX-512 level any CPU with AVX2 runs."""
+    build = pytest.importorskip("Cython.Build")
     folder = tmp_path_factory.mktemp("avx512")
-    source = (SOURCES / "lstm_fp16_avx512.c").read_text()
-    assert source.count("#pragma GCC target") == 1
-    # Without the target the compiler can't use the instructions behind the program's back.
-    source = source.replace("#pragma GCC target", "#pragma message")
-    (folder / "portable.c").write_text(source)
-    flags = [
-        "-O2",
-        "-std=gnu11",
-        "-ffp-contract=off",
-        "-mavx2",
-        "-mf16c",
-        "-mfma",
-        "-shared",
-        "-fPIC",
+    for source in (*SOURCES.glob("*.[ch]"), SOURCES / "lstm.pyx"):
+        text = source.read_text(encoding="utf-8")
+        # Without the target the compiler can't use the instructions behind the program's back.
+        (folder / source.name).write_text(text.replace("#pragma GCC target", "#pragma message"))
+    (folder / "cpu.h").write_text("static inline int epur_best(void) { return 2; }\n")
+    build.cythonize(str(folder / "lstm.pyx"), quiet=True)
+    files = [
+        f"lstm{kind}_{level}.c" for kind in ("", "_int") for level in ("scalar", "avx2", "avx512")
     ]
-    includes = [f"-I{HERE / 'portable'}", f"-I{SOURCES}"]
-    library = folder / "portable.so"
+    library = folder / f"lstm{sysconfig.get_config_var('EXT_SUFFIX')}"
     built = subprocess.run(
-        ["gcc", *flags, *includes, "portable.c", "-o", library, "-lm"],
+        ["gcc", *FLAGS, f"-I{HERE / 'portable'}", f"-I{folder}",
+         f"-I{sysconfig.get_path('include')}", "lstm.c", "pass.c", "exact.c", *files,
+         "-o", library, "-lm"],
         cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
-    return Portable(ctypes.CDLL(str(library)))
+    loader = importlib.machinery.ExtensionFileLoader("portable.lstm", str(library))
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader("portable.lstm", loader)
+    )
+    loader.exec_module(module)
+    assert module.LEVELS == ("scalar", "avx2", "avx512")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_passes, "kernels", module)
+        yield
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    case=test_emulator.cases(),
-    order=st.sampled_from(["epur", "epur-mwl"]),
-    arithmetic=st.sampled_from([test_emulator.FP16_ARITHMETIC, test_emulator.KEPT]),
-)
-def test_equals_the_oracle(portable, case, order, arithmetic):
-    layer, x, state = case
-    h, c = (None, None) if state is None else state
-    wanted, _, _ = oracle.evaluate_pass(layer, x, arithmetic, order, 9.5, h, c)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_fp16, "kernels", portable)
-        before = portable.calls
-        found = test_emulator.run(layer, x, state, arithmetic, order, 9.5, "scalar")
-        assert portable.calls > before or not len(x)
-    assert test_emulator.same_bits(found, wanted)
+@given(passes(), arithmetics(), st.sampled_from(test_emulator.ORDERS))
+def test_equals_the_oracle(case, a, order):
+    test_emulator.check(case, a, order, ["avx512"])
 
 
-def test_counts_and_bits_of_a_larger_layer(portable):
+@pytest.mark.parametrize(("a", "path"), test_emulator.FAST, ids=test_emulator.label)
+def test_fast_paths(a, path):
+    case = test_emulator.usual(11)
+    assert test_emulator.engine(case.layer, a, level="avx512")._packed["pass"].paths == (path,)
+    for order in test_emulator.ORDERS:
+        test_emulator.check(case, a, order, ["avx512"])
+
+
+def test_a_larger_layer():
     """Many blocks and time steps, against the scalar level."""
-    rng = np.random.default_rng(11)
-    arrays = [
-        (rng.normal(size=s) * 0.2).astype(np.float16)
-        for s in ((4, 70, 50), (4, 70, 70), (4, 70), (3, 70))
-    ]
-    layer = test_emulator.LstmLayer("pass", *arrays)
-    x = rng.normal(size=(40, 50)).astype(np.float16)
+    case = test_emulator.usual(11, inputs=50, cells=70, steps=40, scale=0.2)
 
-    def both():
-        engine = test_emulator.Engine(
-            test_emulator.Network("n", ((layer,),)), test_emulator.FP16_ARITHMETIC, level="scalar"
-        )
-        return engine.sequence(x)[0], vars(engine.stats["pass"])
+    def both(level):
+        run = test_emulator.engine(case.layer, test_emulator.EPUR, level=level)
+        return run.sequence(case.x)[0], test_emulator.counted(run)
 
-    wanted, counts = both()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_fp16, "kernels", portable)
-        found, seen = both()
+    found, seen = both("avx512")
+    wanted, counts = both("scalar")
+    assert np.isfinite(wanted).all()
     assert test_emulator.same_bits(found, wanted)
     assert seen == counts
-    assert seen["underflow"] > 0
+    assert seen["product"][1] > 0

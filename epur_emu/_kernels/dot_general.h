@@ -60,7 +60,7 @@ static inline unsigned turned(int mode) {
  * infinity, which is found to be out of range, only where the processor rounds to nearest. */
 INLINE vf scale_of(vf v, const lanes *f, const int mode) {
     vf e = vf_max(vf_and(v, vf_set(float_bits(f->mask))), vf_set(f->least));
-    if (mode != NEAREST_EVEN && f->max >= 0x1p100f) e = vf_pick(vf_lt(vf_set(0x1p100f), e), vf_set(INFINITY), e);
+    if (mode != NEAREST_EVEN) e = vf_pick(vf_lt(vf_set(0x1p100f), e), vf_set(INFINITY), e);
     return mode == TOWARD_ZERO || mode == NEAREST_AWAY || mode == STOCHASTIC ? vf_or(e, vf_and(v, SIGN)) : e;
 }
 

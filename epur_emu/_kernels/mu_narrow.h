@@ -38,8 +38,9 @@ INLINE vf mu_product(vf a, vf b, const lanes *f, const int mode, watch *w) {
     vf r = mode == NEAREST_EVEN ? vf_fma(a, b, magic)
                                 : vf_add(shifted(near, scale, f, mode, (vk){0}, 0), magic);
     r = watched(vf_sub(r, magic), f, 1, w);
-    const vf rest = vf_fma(a, b, vf_neg(r)), room = vf_fma(vf_abs(a), vf_abs(b), vf_set(-f->normal));
-    w->below = vc_add(w->below, vm_and(vf_ne(rest, vf_set(0.0f)), vf_lt(room, vf_set(0.0f))));
+    const vf zero = vf_set(0.0f), rest = vf_fma(a, b, vf_neg(r)), room = vf_fma(vf_abs(a), vf_abs(b), vf_set(-f->normal));
+    const vm lost = vm_and(vf_eq(r, zero), vm_and(vf_ne(a, zero), vf_ne(b, zero))); /* rest itself may underflow */
+    w->below = vc_add(w->below, vm_and(vm_or(vf_ne(rest, zero), lost), vf_lt(room, zero)));
     return r;
 }
 

@@ -26,9 +26,6 @@
 #define _mm512_xor_si512(a, b) simde_mm512_xor_si512(a, b)
 #define _mm512_castps_si512(a) simde_mm512_castps_si512(a)
 #define _mm512_castsi512_ps(a) simde_mm512_castsi512_ps(a)
-#define _mm512_fmadd_ps(a, b, c) simde_mm512_fmadd_ps(a, b, c)
-#define _mm512_fmsub_ps(a, b, c) simde_mm512_fmsub_ps(a, b, c)
-#define _mm512_fnmadd_ps(a, b, c) simde_mm512_fnmadd_ps(a, b, c)
 #define _mm512_loadu_si512(p) simde_mm512_loadu_si512(p)
 #define _mm512_storeu_si512(p, v) simde_mm512_storeu_si512(p, v)
 #define _mm512_set1_epi16(s) simde_mm512_set1_epi16(s)
@@ -56,6 +53,59 @@ HALVES(portable_min, _mm256_min_ps)
 HALVES(portable_max, _mm256_max_ps)
 #define _mm512_min_ps(a, b) portable_min(a, b)
 #define _mm512_max_ps(a, b) portable_max(a, b)
+
+/* Rounded once, which SIMDe's are not. */
+#define FUSED(name)                                                                                    \
+    static inline simde__m512 portable_##name(simde__m512 a, simde__m512 b, simde__m512 c) {            \
+        simde__m512_private x = simde__m512_to_private(a), y = simde__m512_to_private(b),              \
+                            z = simde__m512_to_private(c);                                             \
+        for (int i = 0; i < 2; i++) x.m256[i] = _mm256_##name##_ps(x.m256[i], y.m256[i], z.m256[i]);   \
+        return simde__m512_from_private(x);                                                            \
+    }
+FUSED(fmadd)
+FUSED(fmsub)
+FUSED(fnmadd)
+#define _mm512_fmadd_ps(a, b, c) portable_fmadd(a, b, c)
+#define _mm512_fmsub_ps(a, b, c) portable_fmsub(a, b, c)
+#define _mm512_fnmadd_ps(a, b, c) portable_fnmadd(a, b, c)
+
+#define INTEGER_HALVES(name, call)                                                                     \
+    static inline simde__m512i name(simde__m512i a, simde__m512i b) {                                  \
+        simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);           \
+        for (int i = 0; i < 2; i++) x.m256i[i] = call(x.m256i[i], y.m256i[i]);                         \
+        return simde__m512i_from_private(x);                                                           \
+    }
+INTEGER_HALVES(portable_and, _mm256_and_si256)
+INTEGER_HALVES(portable_or, _mm256_or_si256)
+INTEGER_HALVES(portable_mullo, _mm256_mullo_epi32)
+#define _mm512_and_si512(a, b) portable_and(a, b)
+#define _mm512_or_si512(a, b) portable_or(a, b)
+#define _mm512_mullo_epi32(a, b) portable_mullo(a, b)
+
+static inline simde__m512i portable_srli(simde__m512i a, int by) {
+    simde__m512i_private x = simde__m512i_to_private(a);
+    for (int i = 0; i < 2; i++) x.m256i[i] = _mm256_srli_epi32(x.m256i[i], by);
+    return simde__m512i_from_private(x);
+}
+#undef _mm512_srli_epi32
+#define _mm512_srli_epi32(a, by) portable_srli(a, by)
+
+static inline simde__m512 portable_cvtepi32(simde__m512i a) {
+    const simde__m512i_private x = simde__m512i_to_private(a);
+    simde__m512_private r;
+    for (int i = 0; i < 2; i++) r.m256[i] = _mm256_cvtepi32_ps(x.m256i[i]);
+    return simde__m512_from_private(r);
+}
+#define _mm512_cvtepi32_ps(a) portable_cvtepi32(a)
+
+static inline simde__m512i portable_cvtepu16(__m256i a) {
+    simde__m512i_private r;
+    r.m256i[0] = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(a));
+    r.m256i[1] = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1));
+    return simde__m512i_from_private(r);
+}
+#define _mm512_cvtepu16_epi32(a) portable_cvtepu16(a)
+#define _mm512_mask_blend_ps(m, a, b) simde_mm512_mask_blend_ps(m, a, b)
 
 static inline simde__m512i portable_srai(simde__m512i a, int by) {
     simde__m512i_private x = simde__m512i_to_private(a);

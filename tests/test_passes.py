@@ -1,0 +1,133 @@
+"""Packed passes: which path an arithmetic takes, stored sums, codes turned back into numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import arithmetics, passes, plain_formats
+from test_emulator import ALPHA, KEPT, engine, expected, same_bits, usual
+
+from epur_emu import oracle
+from epur_emu import passes as module
+from epur_emu.arithmetic import Override, arithmetic
+from epur_emu.errors import FormatError, NetworkError
+from epur_emu.formats import FP16, FP32, FixedFormat, FloatFormat, parse
+from epur_emu.passes import COUNTED, EVENTS, PackedPass, level_number, levels, stored
+
+
+@settings(max_examples=40, deadline=None)
+@given(passes(), arithmetics(), st.sampled_from(levels()))
+def test_the_last_cell_state(case, a, level):
+    packed = PackedPass.of(case.layer, a, ALPHA, 0, level_number(level), True, False)
+    h, c = case.state or (None, None)
+    counts = np.zeros((len(COUNTED), len(EVENTS)), np.int64)
+    out, last = packed.sequence(case.x, h, c, False, counts)
+    wanted = expected(case, a)
+    assert same_bits(out, wanted.h)
+    assert same_bits(last, wanted.c)
+    assert not np.signbit(last[last == 0]).any()
+
+
+def paths(a):
+    return engine(usual(1).layer, a)._packed["pass"].paths
+
+
+def test_gates_that_share_an_arithmetic_share_a_path():
+    assert paths(KEPT) == ("chain",)
+    other = replace(KEPT, overrides=(Override("pass", "g", (("product", FP32),)),))
+    assert paths(other) == ("chain", "general")
+    every = tuple(
+        Override("pass", gate, (("accumulator", parse(name)),))
+        for gate, name in (("i", "q5.10"), ("f", "e8m22"), ("g", "fp32"))
+    )
+    assert paths(replace(KEPT, overrides=every)) == ("general", "exact", "chain", "chain")
+    mu = replace(KEPT, overrides=(Override("pass", "o", (("mu", FP32),)),))
+    assert paths(mu) == ("chain",)  # the multifunctional unit is not the DPU's concern
+    assert paths(arithmetic("epur-int4")) == ("integers",)
+
+
+@given(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(2.0**-60, 2.0**60, width=32),
+    st.integers(2, 16),
+    plain_formats(),
+)
+def test_stored_sums(value, alpha, bits, target):
+    """Both quotients, each rounded once from its exact value."""
+    largest = 2 ** (bits - 1) - 1
+    counts = np.zeros(3, np.int64)
+    found = stored(np.array([value], np.float32), largest, alpha, target, counts)
+    exact = Fraction(value) * largest / Fraction(alpha)
+    code = max(-largest, min(largest, round(exact)))
+    assert same_bits(
+        found, [oracle.round_value(Fraction(code) * Fraction(alpha) / largest, target)]
+    )
+    assert tuple(counts) == (0, round(exact) == 0 and value != 0, abs(round(exact)) > largest)
+
+
+@given(st.integers(2, 16), st.floats(2.0**-20, 2.0**20, width=32), plain_formats())
+def test_codes_turned_back_into_numbers(bits, top, product):
+    largest = 2 ** (bits - 1) - 1
+    codes = np.unique(np.linspace(-largest, largest, 21).round())
+    found = module._dequantised(codes, float(np.float32(top)), largest, product)
+    wanted = [
+        oracle.round_value(Fraction(int(q)) * Fraction(float(np.float32(top))) / largest, product)
+        for q in codes
+    ]
+    assert same_bits(found, wanted)
+
+
+@pytest.mark.parametrize("f", [FloatFormat(5, 10), FloatFormat(8, 23), FixedFormat(3, 6)], ids=str)
+def test_formats_as_numbers(f):
+    kind, places, _, _, _, top, bottom, span = module._numbers(f)
+    assert (kind, top) == (isinstance(f, FixedFormat), float(f.max))
+    if kind:
+        assert bottom == -top - 2.0**-places
+        assert span == (top - bottom) * 2**places + 1
+    else:
+        assert bottom == -top
+
+
+def test_what_is_not_calibrated_is_refused():
+    case = usual(1)
+    for name, where, missing in (
+        ("epur-int8", "alpha 'pass.input'", "pass.input"),
+        ("epur-fp16", "alpha", "pass"),
+    ):
+        alpha = {k: v for k, v in ALPHA.items() if k != missing}
+        with pytest.raises(NetworkError, match=rf"pass: {where} is 0\.0.*; calibrate the network"):
+            PackedPass.of(case.layer, arithmetic(name), alpha, 0, 0, True, False).sequence(
+                case.x, None, None, True, np.zeros((8, 3), np.int64)
+            )
+    # what other layers give is at most 1
+    PackedPass.of(case.layer, arithmetic("epur-int8"), {}, 1, 0, True, True)
+    for wrong in (np.nan, np.inf, -1.0):
+        with pytest.raises(NetworkError, match=r"pass\.hidden"):
+            PackedPass.of(
+                case.layer,
+                arithmetic("epur-int8"),
+                {**ALPHA, "pass.hidden": wrong},
+                0,
+                0,
+                True,
+                False,
+            )
+
+
+def test_levels(monkeypatch):
+    assert levels()[0] == "scalar"
+    monkeypatch.delenv("EPUR_SIMD", raising=False)
+    assert level_number(None) == len(levels()) - 1
+    assert level_number("scalar") == 0
+    with pytest.raises(FormatError, match=r"'sse' can't run here; use one of scalar"):
+        level_number("sse")
+
+
+def test_stored_sums_of_special_values():
+    found = stored(np.array([np.inf, -np.inf, np.nan, -0.0], np.float32), 127, 2.0, FP16)
+    assert same_bits(found, [2.0, -2.0, np.nan, 0.0])
