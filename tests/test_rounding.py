@@ -35,7 +35,7 @@ from epur_emu.rounding import (
     round_to,
 )
 
-SOURCES = Path(rounding.__file__).parent / "_kernels"
+SOURCES = Path(__file__).resolve().parents[1] / "epur_emu" / "_kernels"
 LEVELS = kernels.LEVELS
 NAMES = (
     "fp16", "bf16", "tf32", "fp32", "fp16-sat", "fp16-nosub", "bf16-nosub", "e4m3", "e4m3fn", "e4m3fn-sat",
