@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402  (after the number of threads is set)
 import torch  # noqa: E402
 
 from epur_emu import ARITHMETICS, Engine, LstmLayer, Network  # noqa: E402
-from epur_emu.engine_fp16 import levels  # noqa: E402
+from epur_emu.passes import levels  # noqa: E402
 
 STEPS = {320: 100, 1024: 30, 2048: 12}
 
