@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from epur_emu.arithmetic import Arithmetic, arithmetic
 from epur_emu.errors import FormatError
-from epur_emu.formats import FixedFormat, FloatFormat, Format
+from epur_emu.formats import FixedFormat, FloatFormat, Format, unraising
 from epur_emu.rounding import F32, F64, round_to
 
 #: Functions that have tables.
@@ -233,12 +233,12 @@ def pwl_table(kind: str, segments: int, mu_format: FloatFormat | FixedFormat) ->
         heights = [Fraction(_exact(kind, Decimal(k.numerator) / k.denominator)) for k in knots]
     width = Fraction(2 * end, segments)
     rises = [_to_odd((b - a) / width) for a, b in pairwise(heights)]
-    slopes = round_to(np.array(rises), mu_format)
+    slopes = round_to(np.array(rises), unraising(mu_format))
     starts = [
         _to_odd(height - Fraction(float(slope)) * knot)
         for height, slope, knot in zip(heights, slopes, knots, strict=False)
     ]
-    intercepts = round_to(np.array(starts), mu_format)
+    intercepts = round_to(np.array(starts), unraising(mu_format))
     slopes.flags.writeable = intercepts.flags.writeable = False
     return slopes, intercepts
 

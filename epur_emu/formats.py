@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from epur_emu.errors import FormatError
@@ -330,6 +330,13 @@ _FLOAT = re.compile(r"e(\d{1,2})m(\d{1,2})(fn|f)?(-sat)?(-nosub)?")
 _FIXED = re.compile(r"(u?)q(\d{1,2})\.(\d{1,2})(?:-(wrap|raise))?")
 _LINEAR = re.compile(r"int(\d{1,2})(-row)?")
 _BLOCK = re.compile(r"(mxint(\d{1,2})|mx-(.+)|mxfp\w+)")
+
+
+def unraising(form: FloatFormat | FixedFormat) -> FloatFormat | FixedFormat:
+    """The format, but that it saturates where it would raise: for roundings that nothing counts."""
+    if isinstance(form, FixedFormat) and form.overflow == "raise":
+        return replace(form, overflow="saturate")
+    return form
 
 
 def container_bytes(bits: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -19,9 +19,10 @@ except ImportError as error:
         f"the kernels are not built in {__package__} at {os.path.dirname(__file__)}: "
         "in the source tree, pip install -e . builds them"
     ) from error
+from epur_emu import rounding
 from epur_emu.activations import pwl_table
 from epur_emu.arithmetic import GATES, Arithmetic
-from epur_emu.errors import FormatError, NetworkError
+from epur_emu.errors import NetworkError
 from epur_emu.formats import (
     FP32,
     MODES,
@@ -30,10 +31,11 @@ from epur_emu.formats import (
     FloatFormat,
     Format,
     LinearFormat,
+    unraising,
 )
 from epur_emu.integers import IntegerMatrix, multipliers, scales, weight_codes
 from epur_emu.network import LstmLayer
-from epur_emu.rounding import Counts, mix, round_to
+from epur_emu.rounding import Counts, mix, quantise, round_to
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -59,6 +61,7 @@ PATHS = ("chain", "general", "exact", "integers")
 HALF, TOP, WIDE = range(3)
 AS_IT_IS, ROUNDED, CODED, BLOCKED = range(4)
 _TO_INFINITY, _TO_NAN, _SATURATE, _WRAP, _RAISE = range(5)
+_FIXED = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}
 
 #: Most bits of a significand for which sums may be rounded to float32 first: 24 >= 2 p + 2.
 NARROW = 11
@@ -81,12 +84,7 @@ def level_number(name: str | None) -> int:
     FormatError
         The level is unknown or not to be had on this CPU.
     """
-    name = name or os.environ.get("EPUR_SIMD") or levels()[-1]
-    if name not in levels():
-        raise FormatError(
-            "EPUR_SIMD", repr(name), "can't run here", f"use one of {', '.join(levels())}"
-        )
-    return levels().index(name)
+    return rounding.level_number(name, levels())
 
 
 # --- formats as numbers -----------------------------------------------------------------------
@@ -95,9 +93,8 @@ def level_number(name: str | None) -> int:
 def _numbers(f: Plain) -> tuple[float, ...]:
     """``fmt`` of `datapath.h`."""
     if isinstance(f, FixedFormat):
-        overflow = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}[f.overflow]
         smallest = float(f.min_code * f.epsilon)
-        return (1, f.fraction_bits, 0, overflow, 1, float(f.max), smallest, 2.0**f.bits)
+        return (1, f.fraction_bits, 0, _FIXED[f.overflow], 1, float(f.max), smallest, 2.0**f.bits)
     overflow = _SATURATE if f.saturate else _TO_NAN if f.specials == "fn" else _TO_INFINITY
     largest = float(f.max)
     return (
@@ -236,13 +233,6 @@ def _blocked(vectors: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> np
     return np.ascontiguousarray(padded.reshape(gates, blocks, LANES).swapaxes(0, 1)).reshape(-1)
 
 
-def _quiet(f: Plain) -> Plain:
-    """A format that saturates where it would raise: for roundings that nothing counts."""
-    if isinstance(f, FixedFormat) and f.overflow == "raise":
-        return replace(f, overflow="saturate")
-    return f
-
-
 def _dequantised(codes: F64, top: Any, largest: int, product: Plain) -> F32:
     """``codes * top / largest`` in the product's format.
 
@@ -250,7 +240,7 @@ def _dequantised(codes: F64, top: Any, largest: int, product: Plain) -> F32:
     count, as where large values wrap.
     """
     scaled = codes * top
-    out = round_to(scaled / largest, _quiet(product))
+    out = round_to(scaled / largest, unraising(product))
     if isinstance(product, FixedFormat) and product.overflow == "wrap":
         unit, span = Fraction(1, product.epsilon), int(product.max_code - product.min_code + 1)
         for at in zip(*np.nonzero(np.abs(scaled) > float(product.max)), strict=True):
@@ -264,19 +254,12 @@ def _weights(values: npt.NDArray[Any], a: Arithmetic, counts: Counts) -> F32:
     v = np.asarray(values, np.float32)
     if not isinstance(a.weight, LinearFormat):
         return round_to(v, a.weight, counts=counts)
-    largest = a.weight.max
-    with np.errstate(all="ignore"):
+    with np.errstate(invalid="ignore"):  # a signalling not-a-number
         axis = -1 if a.weight.per_row else None
         top = np.abs(v).max(axis, keepdims=True, initial=0.0, where=np.isfinite(v))
-        top = np.where(top > 0, top, 1).astype(np.float64)
-        exact = np.nan_to_num(
-            v.astype(np.float64) * largest / top, nan=0.0, posinf=np.inf, neginf=-np.inf
-        )
-        whole = np.rint(exact)
-        codes = whole.clip(-largest, largest)
-    counts.underflow += int(np.count_nonzero((whole == 0) & (exact != 0)))
-    counts.saturation += int(np.count_nonzero(codes != whole))
-    return _dequantised(codes, top, largest, a.product)
+        top = np.where(top > 0, top, np.float32(1))
+        codes = quantise(v, a.weight, top, counts).astype(np.float64)
+    return _dequantised(codes, top.astype(np.float64), a.weight.max, a.product)
 
 
 def _side(values: npt.NDArray[Any], a: Arithmetic, counts: Counts) -> F32:
@@ -368,6 +351,7 @@ class PackedPass:
     paths: tuple[str, ...]
     groups: int
     integers: bool
+    counted: bool
     weight_counts: Counts
     gates: tuple[Arithmetic, ...]
 
@@ -433,7 +417,7 @@ class PackedPass:
         )  # fmt: skip
         return cls(
             layer, arithmetic, alpha, compiled, tuple(PATHS[g["path"]] for g in groups), len(groups),
-            any("codes" in g for g in groups), counts, gates,
+            any("codes" in g for g in groups), counted, counts, gates,
         )  # fmt: skip
 
     @property
@@ -451,7 +435,7 @@ class PackedPass:
                 v, what.max, float(self.alpha.get(f"{self.layer.name}.hidden", 1.0)), FP32
             )
         else:
-            out[..., :cells] = round_to(v, _quiet(what))
+            out[..., :cells] = round_to(v, unraising(what))
         return out
 
     def _arrays(self, count: int) -> tuple[F32, npt.NDArray[np.int32] | None, F64]:
@@ -479,22 +463,22 @@ class PackedPass:
         out = np.empty((len(x), self.width), np.float32)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
-        raised = np.full(1, -1, np.int64)
+        seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
         room = np.empty(self.compiled.room(min(BLOCK, max(len(x), 1))), np.uint8).view(np.int8)
         starts = list(range(0, len(x), BLOCK))
         for start in reversed(starts) if self.layer.reverse else starts:
             part = slice(start, start + BLOCK)
             sums, isums, bound = self._arrays(len(x[part]))
-            self.compiled.forward(x[part], sums, isums, bound, start, 1, counts, raised, room)
+            self.compiled.forward(x[part], sums, isums, bound, start, 1, seen, raised, room)
             if separate:
                 if isums is not None:
-                    self.compiled.convert(sums, isums, start, counts)
-                self._store(sums, counts)
+                    self.compiled.convert(sums, isums, start, seen)
+                self._store(sums, seen)
             self.compiled.recurrent(
-                sums, isums, bound, separate, state, cell, out[part], self.layer.reverse, start, counts,
+                sums, isums, bound, separate, state, cell, out[part], self.layer.reverse, start, seen,
                 raised, room,
             )  # fmt: skip
-        self._check_raised(raised, counts)
+        self._taken(seen, raised, counts)
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
 
@@ -504,19 +488,19 @@ class PackedPass:
         """One time step of N independent states: x (N, I), h and c (N, H) to h and c."""
         x = np.ascontiguousarray(x, np.float32)
         sums, isums, bound = self._arrays(len(x))
-        raised = np.full(1, -1, np.int64)
+        seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
         room = np.empty(self.compiled.room(max(len(x), 1)), np.uint8).view(np.int8)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
-        self.compiled.forward(x, sums, isums, bound, index, 0, counts, raised, room)
-        self.compiled.step(sums, isums, bound, state, cell, index, 0, counts, raised, room)
-        self._check_raised(raised, counts)
+        self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, room)
+        self.compiled.step(sums, isums, bound, state, cell, index, 0, seen, raised, room)
+        self._taken(seen, raised, counts)
         cells = self.layer.cells
         return state[:, :cells], cell[:, :cells]
 
-    def _store(self, sums: F32, counts: I64) -> None:
+    def _store(self, sums: F32, seen: I64) -> None:
         """MWL's storing of forward sums (T, rows + 1, 16) and their reading back, in place."""
-        row = counts[COUNTED.index("partial")]
+        row = seen[COUNTED.index("partial")]
         for n, a in enumerate(self.gates):
             if not isinstance(a.partial, LinearFormat):
                 continue
@@ -526,19 +510,22 @@ class PackedPass:
             padded[:, : self.layer.cells] = stored(real, a.partial.max, alpha, a.sum, row)
             sums[:, n:-1:4] = padded.reshape(len(sums), -1, LANES)
 
-    def _check_raised(self, raised: npt.NDArray[np.int64], counts: I64) -> None:
-        """End where a fixed-point format that raises was left."""
-        for a in self.gates:
-            for n, place in enumerate(COUNTED[:6]):
-                f = getattr(a, place)
-                if isinstance(f, FixedFormat) and f.overflow == "raise" and counts[n, 2]:
-                    where = place
-                    if raised[0] >= 0:
-                        where += f", gate {GATES[raised[0] % 4]}, neuron {raised[0] // 4}"
-                    raise NetworkError(
-                        self.layer.name, where, f"left the range of {f}",
-                        f"use more bits, or let it saturate: {str(f).removesuffix('-raise')}",
-                    )  # fmt: skip
+    def _taken(self, seen: I64, raised: npt.NDArray[np.int64], counts: I64) -> None:
+        """Add what an evaluation counted to `counts`; end where a format that raises was left."""
+        for n in np.flatnonzero(seen[:, len(EVENTS)]):
+            where = COUNTED[n]
+            # Results of integer sums are counted with the accumulator, but have the MU's format.
+            formats = [getattr(a, place) for place in (where, "mu") for a in self.gates]
+            f = next(f for f in formats if isinstance(f, FixedFormat) and f.overflow == "raise")
+            if raised[0] >= 0:
+                where += f", gate {GATES[raised[0] % 4]}, neuron {raised[0] // 4}"
+            raise NetworkError(
+                self.layer.name, where, f"left the range of {f}",
+                f"use more bits, or let it saturate: {str(f).removesuffix('-raise')}",
+            )  # fmt: skip
+        if not self.counted:  # the exact path has counted some
+            seen[: COUNTED.index("mu"), EVENTS.index("underflow")] = 0
+        counts += seen[:, : len(EVENTS)]
 
 
 def _dpu(a: Arithmetic) -> tuple[Any, ...]:
@@ -659,13 +646,12 @@ def _integer_group(
         for n in members:  # one at a time: they are float64 on their way
             q[n] = weight_codes(matrix[n : n + 1], weight, s[n : n + 1], alpha, counts)[0]
         codes.append(IntegerMatrix.pack(q, weight, given))
-    overflow = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}[wide.overflow]
     scale = _blocked(multipliers(s, given), np.float64)
     with np.errstate(all="ignore"):
         single = scale.astype(np.float32)
     normal = np.abs(single[single != 0]).min(initial=np.inf) >= FP32.min_normal
     return {
-        "path": BY_INTEGERS, "codes": codes, "width": [(wide.bits, overflow)] * 4, "scale": scale,
+        "path": BY_INTEGERS, "codes": codes, "width": [(wide.bits, _FIXED[wide.overflow])] * 4, "scale": scale,
         "lanes_scale": single if normal and np.array_equal(single, scale) else None,
         "operand": (_codes(given, ranges[0]), _codes(given, ranges[1])),
     }  # fmt: skip

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,20 +61,26 @@ class Counts:
     underflow: int = 0
 
 
-def level_number(name: str | None = None) -> int:
-    """Number of a CPU level of the rounding kernels; by default ``EPUR_SIMD``'s, or else the best.
+def level_number(name: str | None = None, known: Sequence[str] = kernels.LEVELS) -> int:
+    """Number of a CPU level by name; by default the one in ``EPUR_SIMD``, or else the best.
+
+    Parameters
+    ----------
+    name : str, optional
+    known : sequence of str
+        Levels that can be had, plainest first.
 
     Raises
     ------
     FormatError
         The level is unknown or not to be had on this CPU.
     """
-    name = name or os.environ.get("EPUR_SIMD") or kernels.LEVELS[-1]
-    if name not in kernels.LEVELS:
+    name = name or os.environ.get("EPUR_SIMD") or known[-1]
+    if name not in known:
         raise FormatError(
-            "EPUR_SIMD", repr(name), "can't run here", f"use one of {', '.join(kernels.LEVELS)}"
+            "EPUR_SIMD", repr(name), "can't run here", f"use one of {', '.join(known)}"
         )
-    return kernels.LEVELS.index(name)
+    return list(known).index(name)
 
 
 def mix(x: Words) -> Words:
@@ -351,7 +358,9 @@ def _round_double_blocks(
         r[:, begin : begin + format.block] = np.where(bad, np.nan, rounded)
 
 
-def quantise(array: npt.ArrayLike, format: LinearFormat, alpha: Any) -> Codes:
+def quantise(
+    array: npt.ArrayLike, format: LinearFormat, alpha: Any, counts: Counts | None = None
+) -> Codes:
     """Codes of values on a symmetric scale: ``rne(v L / alpha)``, clipped to +-L.
 
     Parameters
@@ -362,6 +371,8 @@ def quantise(array: npt.ArrayLike, format: LinearFormat, alpha: Any) -> Codes:
         L is its `max`.
     alpha : float32, or array that broadcasts against `array`
         The magnitude whose code is L; of a matrix by rows, alpha has shape (rows, 1).
+    counts : Counts, optional
+        Added to.
 
     Returns
     -------
@@ -379,9 +390,13 @@ def quantise(array: npt.ArrayLike, format: LinearFormat, alpha: Any) -> Codes:
     """
     top = format.max
     scale = _alpha(alpha)
-    values = np.asarray(array, np.float32).astype(np.float64)
-    codes = np.rint(values * top / scale)
-    codes = np.clip(np.where(np.isnan(codes), 0.0, codes), -top, top)
+    exact = np.asarray(array, np.float32).astype(np.float64) * top / scale
+    exact = np.where(np.isnan(exact), 0.0, exact)
+    whole = np.rint(exact)
+    codes = np.clip(whole, -top, top)
+    if counts is not None:
+        counts.underflow += int(np.count_nonzero((whole == 0) & (exact != 0)))
+        counts.saturation += int(np.count_nonzero(codes != whole))
     return codes.astype(np.int8) if format.bits <= 8 else codes.astype(np.int16)
 
 

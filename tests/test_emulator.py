@@ -138,6 +138,24 @@ def test_steps_of_several_states(case, a, index, level, threads):
         assert counted(run) == total
 
 
+@settings(max_examples=40, deadline=None)
+@given(passes(steps=2), arithmetics(raises=True), st.sampled_from(ORDERS))
+def test_formats_that_raise(case, a, order):
+    """The engine ends where the oracle ends, and is the same where it does not."""
+    try:
+        wanted = expected(case, a, order)
+    except FormatError:
+        wanted = None
+    if wanted is not None:
+        check(case, a, order, wanted=wanted)
+        return
+    for level in levels():
+        with pytest.raises((NetworkError, FormatError), match="raise"):
+            engine(case.layer, a, order, level).sequence(
+                case.x, None if case.state is None else [case.state]
+            )
+
+
 def test_what_raised_is_named():
     w_x = np.zeros((4, 20, 1), np.float32)
     w_x[2, 18] = 3

@@ -22,9 +22,9 @@ typedef struct {
 } fmt;
 
 /* Counts of one place: finite results that became infinite or not-a-number, inexact results below the normal range,
- * saturated (or wrapped) ones. RAISE counts in the last. */
+ * saturated (or wrapped) ones; and those of the latter that a format with RAISE does not allow. */
 typedef struct {
-    int64_t overflow, underflow, saturation;
+    int64_t overflow, underflow, saturation, raised;
 } seen;
 
 enum { PRODUCT, TREE, ACCUMULATOR, MU, CELL, OUTPUT, PLACES };

@@ -8,6 +8,7 @@ double out_of_range(double v, const fmt *f, int mode, seen *n) {
     const int stops = mode == TOWARD_ZERO || mode == (v < 0 ? UPWARD : DOWNWARD);
     if (f->kind == FIXED || f->overflow == SATURATE || stops) {
         n->saturation++;
+        n->raised += f->overflow == RAISE;
         return v < 0 ? f->min : f->max;
     }
     n->overflow++;

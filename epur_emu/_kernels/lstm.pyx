@@ -21,7 +21,7 @@ cdef extern from * nogil:
         int kind, places, min_exp, overflow, subnormal
         double max, min, codes
     ctypedef struct seen:
-        int64_t overflow, underflow, saturation
+        int64_t overflow, underflow, saturation, raised
     ctypedef struct unit:
         fmt place[6]
         int mode, method, segments
@@ -118,6 +118,23 @@ cdef lanes lanes_of(values) except *:
     return f
 
 
+cdef unit unit_of(values) except *:
+    """Points into the arrays of `values`, which the caller keeps."""
+    cdef unit u
+    cdef const double[::1] f64
+    cdef int k
+    memset(&u, 0, sizeof(unit))
+    formats, u.mode, u.method, u.limit, u.segments, slopes, intercepts = values
+    for k in range(6):
+        u.place[k] = format_of(formats[k])
+    if slopes is not None:
+        f64 = slopes
+        u.slope = &f64[0]
+        f64 = intercepts
+        u.intercept = &f64[0]
+    return u
+
+
 cdef class Pass:
     """One pass of a layer as the kernels want it; keeps the arrays that it points into.
 
@@ -140,7 +157,6 @@ cdef class Pass:
 
     def __init__(self, level, counted, cells, blocks, subs_x, key, units, groups, bias, peep, mu, output):
         cdef const float[::1] f32
-        cdef const double[::1] f64
         cdef const int32_t[::1] i32
         cdef const uint32_t[::1] u32
         cdef group *g
@@ -149,17 +165,9 @@ cdef class Pass:
         memset(&self.p, 0, sizeof(c_pass))
         self.p.level, self.p.counted, self.p.groups = level, counted, len(groups)
         self.p.cells, self.p.blocks, self.p.subs_x, self.p.key = cells, blocks, subs_x, key
-        for n, (formats, mode, method, limit, segments, slopes, intercepts) in enumerate(units):
-            for k in range(6):
-                self.p.unit[n].place[k] = format_of(formats[k])
-            self.p.unit[n].mode, self.p.unit[n].method = mode, method
-            self.p.unit[n].limit, self.p.unit[n].segments = limit, segments
-            if slopes is not None:
-                self.kept += [slopes, intercepts]
-                f64 = slopes
-                self.p.unit[n].slope = &f64[0]
-                f64 = intercepts
-                self.p.unit[n].intercept = &f64[0]
+        for n in range(4):
+            self.p.unit[n] = unit_of(units[n])
+            self.kept.append(units[n])
         f32 = bias
         self.p.bias = &f32[0]
         if peep is not None:
@@ -282,18 +290,6 @@ cdef class Pass:
 
 def activation_table(one, int tangent, int store):
     """Table (65536) of an activation for ``mu``, or None: see ``pass_table``. `one` as in `Pass`."""
-    cdef unit u
-    cdef const double[::1] f64
+    cdef unit u = unit_of(one)
     cdef uint32_t[::1] table = np.zeros(65536, np.uint32)
-    cdef int k
-    formats, mode, method, limit, segments, slopes, intercepts = one
-    memset(&u, 0, sizeof(unit))
-    for k in range(6):
-        u.place[k] = format_of(formats[k])
-    u.mode, u.method, u.limit, u.segments = mode, method, limit, segments
-    if slopes is not None:
-        f64 = slopes
-        u.slope = &f64[0]
-        f64 = intercepts
-        u.intercept = &f64[0]
     return np.asarray(table) if pass_table(&u, tangent, store, &table[0]) else None

@@ -19,18 +19,16 @@ int LEVEL(mu_scaled)(const mu_call *call, const int32_t *acc, const float *scale
 
 #else
 
-INLINE vf mu_rounded(vf v, const lanes *f, const int mode, watch *w) {
+/* v rounded; below `normal` an inexact result counts. */
+INLINE vf mu_rounded(vf v, float normal, const lanes *f, const int mode, watch *w) {
     const vf scale = scale_of(v, f, mode), magic = vf_mul(scale, vf_set(f->magic));
     const vf r = watched(vf_sub(vf_add(shifted(v, scale, f, mode, (vk){0}, 0), magic), magic), f, 1, w);
-    w->below = vc_add(w->below, vm_and(vf_lt(vf_abs(v), vf_set(f->normal)), vf_ne(r, v)));
+    w->below = vc_add(w->below, vm_and(vf_lt(vf_abs(v), vf_set(normal)), vf_ne(r, v)));
     return r;
 }
 
 INLINE vf mu_sum(vf a, vf b, const lanes *f, const int mode, watch *w) {
-    const vf s = vf_add(a, b), scale = scale_of(s, f, mode), magic = vf_mul(scale, vf_set(f->magic));
-    const vf r = watched(vf_sub(vf_add(shifted(s, scale, f, mode, (vk){0}, 0), magic), magic), f, 1, w);
-    w->below = vc_add(w->below, vm_and(vf_lt(vf_abs(s), vf_set(f->flush)), vf_ne(r, s)));
-    return r;
+    return mu_rounded(vf_add(a, b), f->flush, f, mode, w); /* exact below the normal range, unless flushed */
 }
 
 INLINE vf mu_product(vf a, vf b, const lanes *f, const int mode, watch *w) {
@@ -72,7 +70,7 @@ INLINE int mu_lanes(const mu_call *k, ptrdiff_t block, const float *acc, float *
         vf gate[4];
         for (int q = 0; q < 4; q++) {
             gate[q] = vf_load(acc + q * 16 + l);
-            if (!k->same) gate[q] = mu_rounded(gate[q], f, mode, &w);
+            if (!k->same) gate[q] = mu_rounded(gate[q], f->normal, f, mode, &w);
             if (peep && q < 2)
                 gate[q] = mu_sum(gate[q], mu_product(vf_load(peep + q * 16 + l), before, f, mode, &w), f, mode, &w);
             gate[q] = mu_sum(gate[q], vf_load(bias + q * 16 + l), f, mode, &w);

@@ -6,6 +6,7 @@ A format is a row of 8 float64, the fields of ``fmt`` in ``datapath.h`` in their
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
 
 
 cdef extern from "exact.h" nogil:
@@ -13,7 +14,7 @@ cdef extern from "exact.h" nogil:
         int kind, places, min_exp, overflow, subnormal
         double max, min, codes
     ctypedef struct seen:
-        int64_t overflow, underflow, saturation
+        int64_t overflow, underflow, saturation, raised
     ctypedef struct unit:
         fmt place[6]
         int mode, method
@@ -55,6 +56,14 @@ cdef unit _unit(const double[:, ::1] formats, int mode) noexcept nogil:
     return u
 
 
+cdef void _add(int64_t* counts, const seen* n, int places) noexcept nogil:
+    cdef int i
+    for i in range(places):
+        counts[3 * i] += n[i].overflow
+        counts[3 * i + 1] += n[i].underflow
+        counts[3 * i + 2] += n[i].saturation
+
+
 def operate(int operation, const double[::1] a, const double[::1] b, const double[::1] row, int mode,
             const uint32_t[::1] r12, double[::1] out, int64_t[::1] counts):
     """Round an operation's exact results: a, b IN and out OUT (n); counts INOUT (3): overflow, underflow, saturation.
@@ -62,12 +71,14 @@ def operate(int operation, const double[::1] a, const double[::1] b, const doubl
     Operations of one operand read only `a`; "none" rounds `a` itself.
     """
     cdef fmt f = _format(row)
+    cdef seen n
     cdef double v = 0
     cdef ptrdiff_t i
+    memset(&n, 0, sizeof(n))
     with nogil:
         for i in range(a.shape[0]):
             if operation == 2:
-                out[i] = rnd_sum(a[i], b[i], &f, mode, r12[i], <seen*>&counts[0])
+                out[i] = rnd_sum(a[i], b[i], &f, mode, r12[i], &n)
                 continue
             elif operation == 0:
                 v = a[i]
@@ -81,22 +92,30 @@ def operate(int operation, const double[::1] a, const double[::1] b, const doubl
                 v = sigmoid_of(a[i])
             else:
                 v = tanh_of(a[i])
-            out[i] = rnd(v, &f, mode, r12[i], <seen*>&counts[0])
+            out[i] = rnd(v, &f, mode, r12[i], &n)
+    _add(&counts[0], &n, 1)
 
 
 def dot(double acc, const float[:, ::1] w, const float[:, ::1] x, const double[:, ::1] formats, int mode,
         uint32_t key, uint32_t first, int64_t[:, ::1] counts):
     """The accumulator after sub-vectors w, x IN (subs, width); formats IN (6, 8), counts INOUT (6, 3)."""
     cdef unit u = _unit(formats, mode)
-    return exact_dot(acc, &w[0, 0], 1, &x[0, 0], x.shape[1], x.shape[0], <int>x.shape[1], &u, key, first,
-                     <seen*>&counts[0, 0])
+    cdef seen[6] n
+    memset(n, 0, sizeof(n))
+    acc = exact_dot(acc, &w[0, 0], 1, &x[0, 0], x.shape[1], x.shape[0], <int>x.shape[1], &u, key, first, n)
+    _add(&counts[0, 0], n, 6)
+    return acc
 
 
 def join(double recurrent, double stored, const double[:, ::1] formats, int mode, uint32_t key,
          int64_t[:, ::1] counts):
     """MWL's sum; formats IN (6, 8), counts INOUT (6, 3)."""
     cdef unit u = _unit(formats, mode)
-    return exact_join(recurrent, stored, &u, key, <seen*>&counts[0, 0])
+    cdef seen[6] n
+    memset(n, 0, sizeof(n))
+    recurrent = exact_join(recurrent, stored, &u, key, n)
+    _add(&counts[0, 0], n, 6)
+    return recurrent
 
 
 def mu(const double[:, :, ::1] formats, int mode, int method, const double[::1] limits,
@@ -109,6 +128,7 @@ def mu(const double[:, :, ::1] formats, int mode, int method, const double[::1] 
     (4, 2, segments), counts INOUT (4, 6, 3); peep IN (3) or None.
     """
     cdef unit[4] units
+    cdef seen[4][6] n
     cdef const double* p = NULL
     cdef double h = 0
     cdef int q
@@ -118,6 +138,7 @@ def mu(const double[:, :, ::1] formats, int mode, int method, const double[::1] 
         units[q] = _unit(formats[q], mode)
         units[q].method, units[q].limit, units[q].segments = method, limits[q], <int>slopes.shape[2]
         units[q].slope, units[q].intercept = &slopes[q, 0, 0], &intercepts[q, 0, 0]
-    exact_mu(units, &sums[0], &bias[0], p, &c, &h, &keys[0],
-             <seen (*)[6]>&counts[0, 0, 0])
+    memset(n, 0, sizeof(n))
+    exact_mu(units, &sums[0], &bias[0], p, &c, &h, &keys[0], n)
+    _add(&counts[0, 0, 0], n[0], 24)
     return c, h

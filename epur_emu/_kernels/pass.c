@@ -90,29 +90,31 @@ typedef struct {
     uint32_t *keys;
     float *copy, *anew;
     int32_t *own;
+    uintptr_t end;
 } room_t;
 
 static ptrdiff_t widest(const pass *p) { return 16 * (p->subs_x > p->blocks ? p->subs_x : p->blocks); }
 
-ptrdiff_t pass_room(const pass *p, ptrdiff_t nv) {
-    const ptrdiff_t w = widest(p);
-    return nv * w * (4 + 2) + 2 * w * 4 + nv * (4 + 4) + p->blocks * 64 * 4 * (2 + p->groups) + 1024;
-}
-
-static room_t rooms(const pass *p, ptrdiff_t nv, void *at) {
-    const ptrdiff_t w = widest(p);
+static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
+    const uintptr_t w = (uintptr_t)widest(p), sums = (uintptr_t)p->blocks * 64, count = (uintptr_t)nv;
     room_t r;
-    char *next = (char *)(((uintptr_t)at + 63) & ~(uintptr_t)63);
-    r.x = (float *)next, next += nv * w * 4;
-    r.line = (float *)next, next += 2 * w * 4;
-    r.copy = (float *)next, next += p->blocks * 64 * 4;
-    r.anew = (float *)next, next += p->blocks * 64 * 4 + 64;
-    r.own = (int32_t *)next, next += p->groups * p->blocks * 64 * 4;
-    r.keys = (uint32_t *)next, next += nv * 4;
-    r.codes = (int16_t *)next, next += nv * w * 2;
-    r.chain = (uint8_t *)next, r.general = r.chain + nv, r.exact = r.general + nv, r.safely = r.exact + nv;
+    at = (at + 63) & ~(uintptr_t)63;
+    r.x = (float *)at, at += count * w * sizeof *r.x;
+    r.line = (float *)at, at += w * sizeof *r.line;
+    r.copy = (float *)at, at += sums * sizeof *r.copy;
+    r.anew = (float *)at, at += (sums + 16) * sizeof *r.anew;
+    r.own = (int32_t *)at, at += (uintptr_t)p->groups * sums * sizeof *r.own;
+    r.keys = (uint32_t *)at, at += count * sizeof *r.keys;
+    r.codes = (int16_t *)at, at += count * w * sizeof *r.codes;
+    r.chain = (uint8_t *)at, at += count;
+    r.general = (uint8_t *)at, at += count;
+    r.exact = (uint8_t *)at, at += count;
+    r.safely = (uint8_t *)at, at += count;
+    r.end = at;
     return r;
 }
+
+ptrdiff_t pass_room(const pass *p, ptrdiff_t nv) { return (ptrdiff_t)rooms(p, nv, 0).end + 63; }
 
 /* --- dot products --- */
 
@@ -135,7 +137,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         const group *q = &p->group[g];
         const operand *o = &q->operand[which];
         const int fresh = !held || !same_operand(held, o);
-        seen dropped = {0, 0, 0}, *counted = q->counts_input ? &k->n[INPUT] : &dropped;
+        seen dropped = {0, 0, 0, 0}, *counted = q->counts_input ? &k->n[INPUT] : &dropped;
         if (q->path == BY_INTEGERS) {
             const ptrdiff_t inputs = q->codes[which].inputs;
             int64_t left[2] = {0, -1};
@@ -147,6 +149,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             held = o;
             AT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left);
             k->n[ACCUMULATOR].saturation += left[0];
+            k->n[ACCUMULATOR].raised += left[1] >= 0;
             if (left[1] >= 0 && *k->raised < 0) {
                 const ptrdiff_t at = left[1] % (rows * 16);
                 *k->raised = 4 * (at / 64 * 16 + at % 16) + at / 16 % 4;
@@ -206,7 +209,7 @@ static void step_keys(const pass *p, const room_t *r, ptrdiff_t nv, uint32_t fir
 
 void pass_forward(const pass *p, const float *x, ptrdiff_t inputs, float *sums, int32_t *isums, double *bound,
                   ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room) {
-    const room_t r = rooms(p, nv, room);
+    const room_t r = rooms(p, nv, (uintptr_t)room);
     const work k = {nv, &r, n, raised};
     step_keys(p, &r, nv, first, stride);
     memset(sums, 0, (size_t)(nv * (p->blocks * 4 + 1) * 16) * sizeof *sums);
@@ -299,6 +302,7 @@ static void multifunctional(const pass *p, const float *sums, float *c, float *h
                     n[place].overflow += here[g][place].overflow;
                     n[place].underflow += here[g][place].underflow;
                     n[place].saturation += here[g][place].saturation;
+                    n[place].raised += here[g][place].raised;
                 }
         }
     }
@@ -311,7 +315,7 @@ static void multifunctional(const pass *p, const float *sums, float *c, float *h
 void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,
                ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room) {
     const ptrdiff_t width = p->blocks * 16, pitch = p->blocks * 64 + 16;
-    const room_t r = rooms(p, nv, room);
+    const room_t r = rooms(p, nv, (uintptr_t)room);
     const work k = {nv, &r, n, raised};
     step_keys(p, &r, nv, first, stride);
     dot(p, 1, h, width, sums, isums, bound, &k);
@@ -328,7 +332,7 @@ void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const 
 void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, int separate, float *h, float *c,
                     float *out, ptrdiff_t steps, int reverse, uint32_t first, seen *n, int64_t *raised, void *room) {
     const ptrdiff_t width = p->blocks * 16, pitch = p->blocks * 64 + 16;
-    const room_t r = rooms(p, 1, room);
+    const room_t r = rooms(p, 1, (uintptr_t)room);
     float *anew = r.anew;
     int32_t *own = isums ? r.own : NULL;
     for (ptrdiff_t step = 0; step < steps; step++) {
@@ -352,7 +356,7 @@ void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, i
 int pass_table(const unit *u, int tangent, int store, uint32_t *table) {
     for (uint32_t code = 0; code < 65536; code++) {
         const int special = store == HALF ? (code & 0x7c00) == 0x7c00 : (code & 0x7f80) == 0x7f80;
-        seen n[PLACES], none = {0, 0, 0};
+        seen n[PLACES], none = {0, 0, 0, 0};
         memset(n, 0, sizeof n);
         table[code] = 0;
         const float v = special ? 0.0f : decoded(store, (uint16_t)code);
