@@ -134,7 +134,6 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``epur run --json`` prints."""
-        r = self.report
         return {
             "model": self.model,
             "arithmetic": self.arithmetic,
@@ -147,12 +146,7 @@ class Run:
             "seconds": self.seconds,
             "real_time_factor": self.real_time_factor,
             "accesses": self.trace.count(),
-            "energy_pj": {
-                "total": r.total_pj,
-                "dynamic": r.dynamic_pj,
-                "static": r.static_pj,
-                "by_component": {name: cost.total_pj for name, cost in r.by_component.items()},
-            },
+            "energy_pj": self.report.totals(),
         }
 
 

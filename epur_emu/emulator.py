@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import Any, TypeVar
@@ -211,6 +211,14 @@ class Engine:
         NetworkError
             A shape is wrong, a value is not finite, or the calibration of a pass is not known.
         """
+        return self._sequence(inputs, initial, self.threads)
+
+    def _sequence(
+        self,
+        inputs: npt.ArrayLike,
+        initial: Sequence[tuple[F32, F32]] | None,
+        threads: int,
+    ) -> list[F32]:
         out: list[F32] = []
         x = np.asarray(inputs)
         states = iter(initial or ())
@@ -224,31 +232,24 @@ class Engine:
                     h, c = next(states)
                     h, c = self._checked(p, h, "initial h", 1), self._checked(p, c, "initial c", 1)
                 jobs.append((p, checked, h, c))
-            x = np.concatenate(self._in_threads(self._pass, jobs), -1)
+            x = np.concatenate(self._in_threads(self._pass, jobs, threads), -1)
             out.append(x)
         return out
 
     def sequences(self, inputs: Sequence[npt.ArrayLike]) -> list[list[F32]]:
         """Evaluate several sequences, `threads` of them at once; each as `sequence` does."""
-        if self.threads == 1 or len(inputs) == 1:
-            return [self.sequence(x) for x in inputs]
         if self.arithmetic.bit_exact:
-            _ = self._packed
-        alone = replace(self, threads=1)
-        alone._share(self)
-        return self._in_threads(alone.sequence, [(x,) for x in inputs])
+            _ = self._packed  # once, before there are threads
+        together = 1 if len(inputs) > 1 else self.threads
+        return self._in_threads(self._sequence, [(x, None, together) for x in inputs], self.threads)
 
-    def _share(self, other: Engine) -> None:
-        """Use another engine's packed weights and counters."""
-        self._seen, self._lock = other._seen, other._lock
-        for name in ("_packed", "floats"):
-            if name in other.__dict__:
-                self.__dict__[name] = other.__dict__[name]
-
-    def _in_threads(self, call: Callable[..., R], jobs: Sequence[tuple[Any, ...]]) -> list[R]:
-        if self.threads == 1 or len(jobs) < 2:
+    @staticmethod
+    def _in_threads(
+        call: Callable[..., R], jobs: Sequence[tuple[Any, ...]], threads: int
+    ) -> list[R]:
+        if threads == 1 or len(jobs) < 2:
             return [call(*job) for job in jobs]
-        with ThreadPoolExecutor(min(self.threads, len(jobs))) as pool:
+        with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
             return list(pool.map(lambda job: call(*job), jobs))
 
     def _pass(self, p: LstmLayer, x: F32, h: F32 | None, c: F32 | None) -> F32:
@@ -291,7 +292,7 @@ class Engine:
         jobs = [
             (p, *(v[n : n + part] for v in (x, h, c)), index) for n in range(0, len(x) or 1, part)
         ]
-        results = self._in_threads(self._step, jobs)
+        results = self._in_threads(self._step, jobs, self.threads)
         if len(results) == 1:
             return results[0]
         return np.concatenate([r[0] for r in results]), np.concatenate([r[1] for r in results])

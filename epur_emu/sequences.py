@@ -68,7 +68,6 @@ class SequenceRun:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``epur run --json`` prints."""
-        r = self.report
         return {
             "model": self.model,
             "network": self.network,
@@ -84,12 +83,7 @@ class SequenceRun:
             "seconds": self.seconds,
             "real_time_factor": None,
             "accesses": self.trace.count(),
-            "energy_pj": {
-                "total": r.total_pj,
-                "dynamic": r.dynamic_pj,
-                "static": r.static_pj,
-                "by_component": {name: cost.total_pj for name, cost in r.by_component.items()},
-            },
+            "energy_pj": self.report.totals(),
         }
 
 

@@ -103,6 +103,15 @@ class Report:
             for name, costs in members.items()
         }
 
+    def totals(self) -> dict[str, Any]:
+        """Energy (pJ) in all, dynamic and static, and of each component: what ``epur run --json`` prints."""
+        return {
+            "total": self.total_pj,
+            "dynamic": self.dynamic_pj,
+            "static": self.static_pj,
+            "by_component": {name: cost.total_pj for name, cost in self.by_component.items()},
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """What ``epur energy --json`` prints."""
         return {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from epur_emu.tasks.bpe import BOS, EOS
 
 F32 = npt.NDArray[np.float32]
+Memory = TypeVar("Memory")
 
 
 class Beam:
@@ -62,6 +66,37 @@ class Beam:
         choices = [(s / n**power, text) for s, n, text in self._finished or cut]
         score, text = max(choices, key=lambda choice: choice[0], default=(-np.inf, ()))
         return text, score
+
+
+def search(
+    beams: Sequence[Beam],
+    memories: Sequence[Memory],
+    starts: F32,
+    step: Callable[[npt.NDArray[np.intp], list[Memory], F32], tuple[F32, F32]],
+) -> None:
+    """Run the beams of S items, all of one size k, to their ends.
+
+    Parameters
+    ----------
+    beams, memories : sequences of S
+        What `step` needs of each item stands in its memory.
+    starts : float32 array of shape (P, S, H)
+        Initial states.
+    step : callable
+        Takes words (S, k), the memories and states (P, S, k, H) of the items that go on; gives scores
+        (S, k, symbols) and the states after.
+    """
+    state = np.repeat(starts[:, :, None], beams[0].size, axis=2)
+    alive = list(zip(memories, beams, strict=True))
+    while alive:
+        words = np.stack([beam.words for _, beam in alive])
+        scores, state = step(words, [memory for memory, _ in alive], state)
+        for (_, beam), row in zip(alive, log_softmax(scores), strict=True):
+            beam.advance(row)
+        going = [n for n, (_, beam) in enumerate(alive) if not beam.ended]
+        parents = np.stack([beam.parents for _, beam in alive])[None, going, :, None]
+        state = np.take_along_axis(state[:, going], parents, axis=2)
+        alive = [alive[n] for n in going]
 
 
 def softmax(x: F32) -> F32:

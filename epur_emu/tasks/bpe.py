@@ -98,12 +98,24 @@ class Bpe:
                         path, f"line {number}", "is not two symbols", "restore the file"
                     )
                 merges.append((pair[0], pair[1]))
-            path = folder / "symbols.txt"
-            symbols = path.read_text(encoding="utf-8").split("\n")[:-1]
         except (OSError, UnicodeDecodeError) as error:
             raise EpurError(path, "text", f"can't be read ({error})", "restore the file") from error
-        if tuple(symbols[: len(SPECIALS)]) != SPECIALS:
-            raise EpurError(
-                path, "first lines", f"are not {', '.join(SPECIALS)}", "restore the file"
-            )
-        return cls(merges, symbols)
+        return cls(merges, read_symbols(folder))
+
+
+def read_symbols(folder: Path) -> list[str]:
+    """Lines of a vocabulary, ``symbols.txt``.
+
+    Raises
+    ------
+    EpurError
+        The file is missing, or does not begin with `SPECIALS`.
+    """
+    path = folder / "symbols.txt"
+    try:
+        symbols = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise EpurError(path, "text", f"can't be read ({error})", "restore the file") from error
+    if tuple(symbols[: len(SPECIALS)]) != SPECIALS:
+        raise EpurError(path, "first lines", f"are not {', '.join(SPECIALS)}", "restore the file")
+    return symbols

@@ -24,8 +24,8 @@ from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.tasks import data
 from epur_emu.tasks.base import Answer, Task
-from epur_emu.tasks.beam import Beam, log_softmax
-from epur_emu.tasks.bpe import BOS, EOS, SPECIALS, UNK
+from epur_emu.tasks.beam import Beam, search
+from epur_emu.tasks.bpe import BOS, EOS, SPECIALS, UNK, read_symbols
 from epur_emu.tasks.metrics import bleu
 from epur_emu.trace import Trace
 
@@ -107,16 +107,7 @@ class Words:
         EpurError
             The file is missing or not of this form.
         """
-        path = folder / "symbols.txt"
-        try:
-            symbols = path.read_text(encoding="utf-8").split("\n")[:-1]
-        except (OSError, UnicodeDecodeError) as error:
-            raise EpurError(path, "text", f"can't be read ({error})", "restore the file") from error
-        if tuple(symbols[: len(SPECIALS)]) != SPECIALS:
-            raise EpurError(
-                path, "first lines", f"are not {', '.join(SPECIALS)}", "restore the file"
-            )
-        return cls(symbols)
+        return cls(read_symbols(folder))
 
 
 class Captioning(Task):
@@ -206,19 +197,8 @@ class Captioning(Task):
             return []
         features = [self.encode(item) for item in items]
         beams = [Beam(beam, LONGEST) for _ in items]
-        alive = list(zip(features, beams, strict=True))
-        starts = [self.start(feature) for feature in features]
-        # (2, S, k, H): h and c of k hypotheses of each of S pictures.
-        state = np.stack([np.repeat(start[:, None], beam, 1) for start in starts], 1)
-        while alive:
-            given = np.stack([each.words for _, each in alive])
-            scores, state = self._step(given, [feature for feature, _ in alive], state)
-            for (_, each), row in zip(alive, log_softmax(scores), strict=True):
-                each.advance(row)
-            going = [n for n, (_, each) in enumerate(alive) if not each.ended]
-            parents = np.stack([each.parents for _, each in alive])[None, going, :, None]
-            state = np.take_along_axis(state[:, going], parents, axis=2)
-            alive = [alive[n] for n in going]
+        starts = np.stack([self.start(feature) for feature in features], 1)
+        search(beams, features, starts, self._step)
         return [self._result(each) for each in beams]
 
     def outputs(self, item: Picture, answer: Answer) -> dict[str, F32]:

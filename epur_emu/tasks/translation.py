@@ -21,7 +21,7 @@ from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.tasks import data, metrics
 from epur_emu.tasks.base import Answer, Task, outputs_of_passes
-from epur_emu.tasks.beam import Beam, log_softmax, softmax
+from epur_emu.tasks.beam import Beam, search, softmax
 from epur_emu.tasks.bpe import BOS, Bpe
 from epur_emu.trace import Trace
 
@@ -275,24 +275,10 @@ class Translation(Task):
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             beams = [Beam(beam, longest) for _ in chosen]
-            self._search([self.encode(sources[n]) for n in chosen], beams)
+            memories = [self.encode(sources[n]) for n in chosen]
+            search(beams, memories, np.stack([m.state for m in memories], 1), self._step)
             out |= {n: self._result(b, power) for n, b in zip(chosen, beams, strict=True)}
         return [out[n] for n in range(len(sources))]
-
-    def _search(self, memories: list[Memory], beams: list[Beam]) -> None:
-        """Run the beams of some sentences, one for each memory, to their ends."""
-        states = np.stack([memory.state for memory in memories], 1)[:, :, None]
-        state = np.repeat(states, beams[0].size, axis=2)
-        alive = list(zip(memories, beams, strict=True))
-        while alive:
-            words = np.stack([beam.words for _, beam in alive])
-            scores, state = self._step(words, [memory for memory, _ in alive], state)
-            for (_, beam), row in zip(alive, log_softmax(scores), strict=True):
-                beam.advance(row)
-            going = [n for n, (_, beam) in enumerate(alive) if not beam.ended]
-            parents = np.stack([beam.parents for _, beam in alive])[None, going, :, None]
-            state = np.take_along_axis(state[:, going], parents, axis=2)
-            alive = [alive[n] for n in going]
 
     def _step(
         self, words: npt.NDArray[np.intp], memories: list[Memory], state: F32
