@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 from epur_emu.errors import FormatError
 
@@ -109,13 +110,13 @@ class FloatFormat:
         """Exponent of the largest finite value."""
         return self.bias + (self.specials != "ieee")
 
-    @property
+    @cached_property
     def max(self) -> Fraction:
         """Largest finite value."""
         lost = 2 if self.specials == "fn" else 1
         return (2 - Fraction(lost, 2**self.mantissa_bits)) * Fraction(2) ** self.max_exponent
 
-    @property
+    @cached_property
     def min_normal(self) -> Fraction:
         """Smallest positive normal value."""
         return Fraction(2) ** self.min_exponent
@@ -125,7 +126,7 @@ class FloatFormat:
         """Smallest positive value."""
         return self.min_normal / (2**self.mantissa_bits if self.subnormals else 1)
 
-    @property
+    @cached_property
     def epsilon(self) -> Fraction:
         """Distance from 1 to the next larger value."""
         return Fraction(1, 2**self.mantissa_bits)
@@ -197,7 +198,7 @@ class FixedFormat:
         """Smallest integer code."""
         return -self.max_code - 1 if self.signed else 0
 
-    @property
+    @cached_property
     def max(self) -> Fraction:
         """Largest value."""
         return self.max_code * self.epsilon
@@ -207,7 +208,7 @@ class FixedFormat:
         """Smallest positive value."""
         return self.epsilon
 
-    @property
+    @cached_property
     def epsilon(self) -> Fraction:
         """Distance between neighbouring values."""
         return Fraction(1, 2**self.fraction_bits)

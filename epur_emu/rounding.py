@@ -179,7 +179,7 @@ def round_to(
         _round_double(values, result, format, mode, words, (seed, start), seen)
     else:
         number = level_number(level)
-        key = int(mix(np.full(1, seed, np.uint32))[0])
+        key = int(mix(np.full(1, seed, np.uint32))[0]) if random is not None else 0
         _round_single(
             number, values, result, format, MODES.index(mode), words, (key, start), counted
         )
