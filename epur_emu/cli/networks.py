@@ -1,92 +1,33 @@
-"""The command line: ``epur ...``. Thin: it reads options, calls the package and prints."""
+"""Commands on networks: ``epur models, run, import, evaluate, calibrate``."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 import click
 
 from epur_emu import comparison, sequences
 from epur_emu.accelerator import Accelerator
-from epur_emu.activations import errors
-from epur_emu.arithmetic import ARITHMETICS, arithmetic
+from epur_emu.arithmetic import arithmetic
 from epur_emu.checkpoints.folder import write_calibration
 from epur_emu.checkpoints.importers import IMPORTERS
-from epur_emu.energy import EnergyTable, Report, energy
+from epur_emu.cli.shared import (
+    accelerator_option,
+    arithmetic_option,
+    as_json,
+    show,
+    si,
+    table_option,
+)
+from epur_emu.cli.traces import show_report
+from epur_emu.energy import EnergyTable
 from epur_emu.errors import EpurError, ModelError
-from epur_emu.format_table import LISTED, describe
-from epur_emu.formats import parse
 from epur_emu.importing import import_checkpoint
-from epur_emu.trace import Trace
-from epur_emu.version import __version__
 from epur_emu.zoo import list_models
 
-BAD_INPUT = 2
-INTERRUPTED = 130
-BAR = 24
 
-as_json = click.option(
-    "--json", "json_", is_flag=True, help="Print one JSON object and nothing else."
-)
-table_option = click.option(
-    "--table",
-    default="epur-28nm",
-    show_default=True,
-    help="Energy table: a preset (NAME or NAME:CELL) or TOML file.",
-)
-arithmetic_option = click.option(
-    "--arithmetic", "arithmetic_", default="epur-fp16", show_default=True,
-    help=f"One of {', '.join(ARITHMETICS)}; epur-fp16+fp16 keeps MWL's partial sums in fp16.",
-)  # fmt: skip
-accelerator_option = click.option(
-    "--accelerator",
-    default="epur",
-    show_default=True,
-    help="A preset (epur, epur-mwl) or a TOML file.",
-)
-
-
-def plain(value: Any) -> Any:
-    """The same value with numbers that JSON can't hold as null."""
-    if isinstance(value, dict):
-        return {str(key): plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def show(value: dict[str, Any]) -> None:
-    """Print one JSON object."""
-    click.echo(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def si(value: float, unit: str) -> str:
-    """A number with a metric prefix, four digits: ``12.35 uJ``."""
-    if not value:
-        return f"0 {unit}"
-    power = max(-4, min(3, math.floor(math.log10(abs(value)) / 3)))
-    return f"{value / 1000.0**power:.4g} {['p', 'n', 'u', 'm', '', 'k', 'M', 'G'][power + 4]}{unit}"
-
-
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: epur run translate-en-de",
-)
-@click.version_option(__version__, prog_name="epur")
-def cli() -> None:
-    """Emulate the E-PUR accelerator: LSTM networks in its arithmetic, its accesses, its energy."""
-
-
-@cli.command(epilog="Example: epur models --json")
+@click.command(epilog="Example: epur models --json")
 @as_json
 def models(json_: bool) -> None:
     """List the known models; one that can't be read is told on standard error."""
@@ -116,7 +57,7 @@ def models(json_: bool) -> None:
         click.echo(f"{'':<18}licence: {row['licence'] or 'not stated'}")
 
 
-@cli.command(epilog='Example: epur run translate-en-de "two dogs are playing in the snow ."')
+@click.command(epilog='Example: epur run translate-en-de "two dogs are playing in the snow ."')
 @click.argument("model")
 @click.argument("input", required=False)
 @arithmetic_option
@@ -243,7 +184,7 @@ def show_sequence(
     show_run(done, machine, trace)
 
 
-@cli.command("import", epilog="Example: epur import checkpoint.pt -o my-model")
+@click.command("import", epilog="Example: epur import checkpoint.pt -o my-model")
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--from", "form", help=f"One of {', '.join(IMPORTERS)}; by default the suffix tells.")
 @click.option("--name", help="The model's name; by default that of the folder.")
@@ -283,7 +224,7 @@ def import_(
     click.echo(f"\nRun it: epur run {done.path}{which} --inputs X.npy")
 
 
-@cli.command(epilog="Example: epur evaluate translate-en-de --limit 100 --json")
+@click.command(epilog="Example: epur evaluate translate-en-de --limit 100 --json")
 @click.argument("model")
 @arithmetic_option
 @accelerator_option
@@ -327,7 +268,7 @@ def evaluate(
     click.echo(f"\n  {result['same_outputs']} of {result['n']} outputs are the same")
 
 
-@cli.command(epilog="Example: epur calibrate translate-en-de --method percentile")
+@click.command(epilog="Example: epur calibrate translate-en-de --method percentile")
 @click.argument("model")
 @click.option(
     "--limit", default=200, show_default=True, type=click.IntRange(1), help="Training items."
@@ -350,170 +291,3 @@ def calibrate(model: str, limit: int, bits: int, method: str, json_: bool) -> No
     for name, value in alpha.items():
         click.echo(f"  {name:<32}{value:>12.4g}")
     click.echo(f"{loaded.path}: calibrated on {how}")
-
-
-@cli.group(epilog="Example: epur trace info run.h5")
-def trace() -> None:
-    """Look at a trace, or check it."""
-
-
-@trace.command(epilog="Example: epur trace info run.h5 --json")
-@click.argument("path")
-@as_json
-def info(path: str, json_: bool) -> None:
-    """Count a trace's accesses, in closed form."""
-    found = Trace.open(path).info()
-    if json_:
-        show(found)
-        return
-    state = "complete" if found["complete"] else "INTERRUPTED: holds what was written until then"
-    click.echo(
-        f"{path}: {found['accesses']:,} accesses, {si(found['bytes'], 'B')}, "
-        f"{found['cycles']:,} cycles, {state}"
-    )
-    click.echo(
-        f"{found['streams']} streams and {found['events']} single events in {found['phases']} phases\n"
-    )
-    click.echo(f"  {'component':<16}{'reads':>16}{'writes':>16}{'bytes':>18}")
-    for name, row in found["by_component"].items():
-        click.echo(f"  {name:<16}{row['reads']:>16,}{row['writes']:>16,}{row['bytes']:>18,}")
-
-
-@trace.command(epilog="Example: epur trace validate run.h5")
-@click.argument("path")
-@as_json
-def validate(path: str, json_: bool) -> None:
-    """Check a trace against its own totals and its components' capacities."""
-    opened = Trace.open(path)
-    opened.validate()
-    accesses = opened.count()
-    if json_:
-        show({"valid": True, "complete": opened.complete, "accesses": accesses})
-        return
-    click.echo(
-        f"{path}: valid, {accesses:,} accesses{'' if opened.complete else ', but interrupted'}"
-    )
-
-
-@cli.command(epilog="Example: epur formats fp16 e4m3fn-sat q3.12")
-@click.argument("names", nargs=-1)
-@table_option
-@click.option("--activations", is_flag=True, help="Error of each way to compute sigmoid and tanh.")
-@click.option(
-    "--format", "format_", default="fp16", show_default=True, help="The MU's, with --activations."
-)
-@click.option(
-    "--segments",
-    default="16,32,64,128,256",
-    show_default=True,
-    help="N of pwl-N, with --activations.",
-)
-@as_json
-def formats(
-    names: tuple[str, ...], table: str, activations: bool, format_: str, segments: str, json_: bool
-) -> None:
-    """List number formats (or those named), or with --activations the MU's errors."""
-    if activations:
-        show_activations(format_, segments, json_)
-        return
-    prices = EnergyTable.load(table)
-    rows = [describe(parse(name), prices) for name in names or LISTED]
-    if json_:
-        show({"table": prices.name, "formats": rows})
-        return
-
-    def cell(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4g}"
-
-    keys = ("min_positive", "min_normal", "max", "epsilon", "multiply_pj", "add_pj")
-    titles = ("bits", "bytes", "min positive", "min normal", "max", "epsilon", "mul pJ", "add pJ")
-    click.echo(f"{'format':<14}" + "".join(f"{title:>13}" for title in titles))
-    for row in rows:
-        cells = [f"{row['bits']:g}", str(row["bytes"]), *(cell(row[key]) for key in keys)]
-        click.echo(f"{row['name']:<14}" + "".join(f"{text:>13}" for text in cells))
-    click.echo(
-        f"\nenergies: table {prices.name}, '-' where it has none; int and mx formats: codes and elements,"
-        " to be multiplied by their scale"
-    )
-
-
-def show_activations(format_: str, segments: str, json_: bool) -> None:
-    """Print the exhaustive error of each method over all inputs of a format."""
-    if not re.fullmatch(r"\d+(,\d+)*", segments):
-        raise click.UsageError("--segments takes numbers with commas between: 16,32")
-    methods = ["epur", "exact", *(f"pwl-{int(n)}" for n in segments.split(","))]
-    found = [one for method in methods for one in errors(method, parse(format_))]
-    if json_:
-        show({"format": format_, "activations": [one.to_dict() for one in found]})
-        return
-    click.echo(f"every finite input of {format_} ({found[0].inputs:,}), to nearest even\n")
-    titles = ("largest", "mean", "largest ulp", "mean ulp", "worst at")
-    click.echo(f"{'function':<10}{'method':<10}" + "".join(f"{title:>13}" for title in titles))
-    for one in sorted(found, key=lambda one: one.function):
-        numbers = (one.max_abs, one.mean_abs, one.max_ulp, one.mean_ulp, one.worst)
-        click.echo(
-            f"{one.function:<10}{one.method:<10}"
-            + "".join(f"{number:>13.4g}" for number in numbers)
-        )
-
-
-@cli.command("energy", epilog="Example: epur energy run.h5 --table epur-28nm:lop")
-@click.argument("path")
-@table_option
-@as_json
-def energy_(path: str, table: str, json_: bool) -> None:
-    """Apply an energy table to a trace."""
-    report = energy(Trace.open(path), EnergyTable.load(table))
-    if json_:
-        show(report.to_dict())
-        return
-    click.echo(f"{path}")
-    show_report(report)
-
-
-def show_report(report: Report) -> None:
-    """Print a report's sums by group of components, with bars."""
-    click.echo(
-        f"\n  {si(report.total_pj * 1e-12, 'J')}: dynamic {si(report.dynamic_pj * 1e-12, 'J')}, "
-        f"static {si(report.static_pj * 1e-12, 'J')}   (table {report.table})"
-    )
-    click.echo(
-        f"  average {report.average_mw:.1f} mW (without DRAM {report.average_chip_mw:.1f} mW), "
-        f"peak {report.peak_mw:.0f} mW, area {report.area_mm2:.1f} mm2\n"
-    )
-    if report.wider:
-        priced = ", ".join(f"{name} as {unit}" for name, unit in sorted(report.wider.items()))
-        click.echo(f"  priced as the next wider format: {priced}\n")
-    groups = report.groups()
-    total = report.total_pj or 1.0
-    click.echo(f"  {'component':<14}{'dynamic':>12}{'static':>12}{'share':>9}")
-    for name, cost in sorted(groups.items(), key=lambda item: -item[1].total_pj):
-        share = cost.total_pj / total
-        click.echo(
-            f"  {name:<14}{si(cost.dynamic_pj * 1e-12, 'J'):>12}{si(cost.static_pj * 1e-12, 'J'):>12}"
-            f"{share:>9.1%}  {'#' * round(share * BAR)}".rstrip()
-        )
-
-
-def _leave(message: str, code: int) -> NoReturn:
-    click.echo(f"epur: {' '.join(message.split())}", err=True)
-    sys.exit(code)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; bad input ends in one line and exit status 2."""
-    command: Callable[..., Any] = cli.main
-    try:
-        command(args=arguments, prog_name="epur", standalone_mode=False)
-    except EpurError as error:
-        _leave(str(error), BAD_INPUT)
-    except click.ClickException as error:
-        hint = ""
-        if isinstance(error, click.UsageError) and error.ctx is not None:
-            hint = f"; see {error.ctx.command_path} --help"
-        _leave(f"{error.format_message().rstrip('.')}{hint}", BAD_INPUT)
-    except (click.Abort, KeyboardInterrupt):
-        _leave("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)

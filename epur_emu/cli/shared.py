@@ -1,0 +1,55 @@
+"""What the commands share: options, and how numbers are printed."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import click
+
+from epur_emu.arithmetic import ARITHMETICS
+
+as_json = click.option(
+    "--json", "json_", is_flag=True, help="Print one JSON object and nothing else."
+)
+table_option = click.option(
+    "--table",
+    default="epur-28nm",
+    show_default=True,
+    help="Energy table: a preset (NAME or NAME:CELL) or TOML file.",
+)
+arithmetic_option = click.option(
+    "--arithmetic", "arithmetic_", default="epur-fp16", show_default=True,
+    help=f"One of {', '.join(ARITHMETICS)}; epur-fp16+fp16 keeps MWL's partial sums in fp16.",
+)  # fmt: skip
+accelerator_option = click.option(
+    "--accelerator",
+    default="epur",
+    show_default=True,
+    help="A preset (epur, epur-mwl) or a TOML file.",
+)
+
+
+def plain(value: Any) -> Any:
+    """The same value with numbers that JSON can't hold as null."""
+    if isinstance(value, dict):
+        return {str(key): plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def show(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    click.echo(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def si(value: float, unit: str) -> str:
+    """A number with a metric prefix, four digits: ``12.35 uJ``."""
+    if not value:
+        return f"0 {unit}"
+    power = max(-4, min(3, math.floor(math.log10(abs(value)) / 3)))
+    return f"{value / 1000.0**power:.4g} {['p', 'n', 'u', 'm', '', 'k', 'M', 'G'][power + 4]}{unit}"
