@@ -25,7 +25,7 @@ FLOORS = (
     {"comparison", "format_table", "study"},
     {"sequences"},
     {"importing"},
-    {"plots", "report"},
+    {"paper", "plots", "report"},
     {"cli"},
     {"__init__", "__main__"},
 )
