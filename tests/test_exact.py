@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -330,13 +331,18 @@ def test_zero_has_no_sign() -> None:
 
 
 def test_wide_sums_wrap_exactly() -> None:
-    f = parse("q7.8-wrap")
-    a, b = [2.0**60, -(2.0**60), 2.0**100, 3 * 2.0**52], [5.25, 0.001953125, -1 / 512, -0.5]
-    for mode in MODES:
-        found, counts = operate("add", a, b, f, mode, 1)
+    pairs = [
+        (2.0**60, 5.25), (-(2.0**60), 0.001953125), (2.0**100, -1 / 512), (3 * 2.0**52, -0.5),
+        # Less than 2^52 in the last place: a sum's carrier has but a bit or two below the point.
+        (139183783936.0, 3.1e-15), (2.0**36 + 2.0**13, -(2.0**-40)), (-(2.0**38), -(2.0**-60)),
+    ]  # fmt: skip
+    a, b = (list(column) for column in zip(*pairs, strict=True))
+    for name, mode, chance in product(("q7.8-wrap", "q5.14-wrap"), MODES, (1, 4054)):
+        f = parse(name)
+        found, counts = operate("add", a, b, f, mode, chance)
         seen = [0, 0, 0]
         wanted = [
-            definition(Fraction(x) + Fraction(y), f, mode, 1, seen)
+            definition(Fraction(x) + Fraction(y), f, mode, chance, seen)
             for x, y in zip(a, b, strict=True)
         ]
         assert found.tolist() == [float(w) for w in wanted]

@@ -24,8 +24,8 @@ double wrapped(double v, double rest, const fmt *f, int mode, uint32_t r12, seen
     }
     const double scale = power(f->places), unit = power(-f->places), q = fabs(v) * scale;
     const double r = (v < 0 ? -rest : rest) * scale;
-    const int far = q >= 0x1p52;
-    /* Far out, q is an integer, but `rest` may hold a fraction; `codes` is even, so that parities stay. */
+    const int far = q >= 0x1p36;
+    /* A carrier of q + r must leave room for 12 bits below the point; `codes` is even, so that parities stay. */
     const double near = far ? sum_of(fmod(q, f->codes) + f->codes, fmod(r, f->codes)) : odd(q, r);
     const double t = whole(near, v < 0, mode, r12);
     double code = v < 0 ? -t : t;
