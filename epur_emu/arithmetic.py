@@ -196,6 +196,10 @@ class Arithmetic:
         largest = self.clamp
         if self.activation == "epur":
             largest = min(largest, math.log(self.mu.max) - HEADROOM)
+        return self.bound(largest)
+
+    def bound(self, largest: float) -> float:
+        """The comparator's constant: `largest` cut to a value of the MU's format."""
         if isinstance(self.mu, FixedFormat):
             unit = self.mu.epsilon
         else:

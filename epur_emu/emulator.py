@@ -330,6 +330,7 @@ class FloatPass:
         self.w_x = layer.w_x.astype(np.float32).reshape(4 * cells, -1).T
         self.w_h = layer.w_h.astype(np.float32).reshape(4 * cells, -1).T
         self.bias = layer.bias.astype(np.float32).reshape(-1)
+        self.clip = None if layer.clip is None else np.float32(layer.clip)
         self.peepholes = None if layer.peepholes is None else layer.peepholes.astype(np.float32)
 
     def forward(self, x: F32) -> F32:
@@ -345,11 +346,15 @@ class FloatPass:
         )
         if self.peepholes is not None:
             i, f = i + self.peepholes[0] * c, f + self.peepholes[1] * c
+        i, f, g = self._clipped(i), self._clipped(f), self._clipped(g)
         with np.errstate(over="ignore"):
             c = np.tanh(g) / (1 + np.exp(-i)) + c / (1 + np.exp(-f))
             if self.peepholes is not None:
                 o = o + self.peepholes[2] * c
-            return np.tanh(c) / (1 + np.exp(-o)), c
+            return np.tanh(c) / (1 + np.exp(-self._clipped(o))), c
+
+    def _clipped(self, v: F32) -> F32:
+        return v if self.clip is None else np.clip(v, -self.clip, self.clip)
 
     def sequence(self, x: F32, h: F32 | None, c: F32 | None) -> F32:
         """All time steps; (T, H)."""

@@ -36,11 +36,14 @@ class LstmLayer:
         Weights of the cell state in the gates i, f (previous state) and o (new state).
     reverse : bool
         Whether the layer reads its sequence from the last time step to the first.
+    clip : float, optional
+        Largest magnitude of the arguments of the gates' functions (not of the cell's tanh), as
+        ONNX's LSTM has it.
 
     Raises
     ------
     NetworkError
-        Shapes disagree, or a weight is not finite; the place is named.
+        Shapes disagree, a weight is not finite, or `clip` not positive; the place is named.
     """
 
     name: str
@@ -49,8 +52,11 @@ class LstmLayer:
     bias: Floats
     peepholes: Floats | None = None
     reverse: bool = False
+    clip: float | None = None
 
     def __post_init__(self) -> None:
+        if self.clip is not None and not 0 < self.clip < np.inf:
+            raise NetworkError(self.name, "clip", f"is {self.clip}", "give a positive number")
         if self.w_x.ndim != 3 or self.w_x.shape[0] != 4 or 0 in self.w_x.shape:
             raise NetworkError(
                 self.name, "w_x", f"has shape {self.w_x.shape}", "give (4, cells, inputs), none 0"
@@ -198,7 +204,7 @@ class Network:
         """SHA-256 of all weights, 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for layer in self.passes:
-            digest.update(f"{layer.shape}".encode())
+            digest.update(f"{layer.shape}{layer.clip or ''}".encode())
             for array in (layer.w_x, layer.w_h, layer.bias, layer.peepholes):
                 if array is not None:
                     digest.update(np.ascontiguousarray(array, np.float32).tobytes())

@@ -466,6 +466,7 @@ class _Unit:
         self.gate = gate
         self.a = arithmetic
         self.limit = arithmetic.limit
+        self.clip = math.inf if case.layer.clip is None else arithmetic.bound(case.layer.clip)
         self.key = self.operation = 0
         layer = case.layer
         w_x, w_h = ([[float(w) for w in row] for row in m[gate]] for m in (layer.w_x, layer.w_h))
@@ -821,10 +822,10 @@ def _cell(
             p = unit.mu(multiply(unit.peepholes[k], unit.receive(c_before)))
             r = unit.mu(add(r, p))
         r = unit.mu(add(r, unit.bias[k]))
-        gates.append(g.receive(unit.sigmoid(r)))
+        gates.append(g.receive(unit.sigmoid(clamp(r, unit.clip))))
 
     r = g.mu(add(sums[2], g.bias[k]))
-    r = g.tanh(r)
+    r = g.tanh(clamp(r, g.clip))
     r = g.mu(multiply(r, gates[0]))
     q = g.mu(multiply(gates[1], c_before))
     r = g.mu(add(r, q))
@@ -835,7 +836,7 @@ def _cell(
     if o.peepholes:
         p = o.mu(multiply(o.peepholes[k], o.receive(c)))
         r = o.mu(add(r, p))
-    r = o.sigmoid(r)
+    r = o.sigmoid(clamp(r, o.clip))
     r = o.mu(multiply(r, o.receive(tanh_c)))
     output = o.a.output
     if not isinstance(output, LinearFormat):

@@ -274,7 +274,7 @@ def _side(values: npt.NDArray[Any], a: Arithmetic, counts: Counts) -> F32:
 
 
 @lru_cache(maxsize=64)
-def _units(a: Arithmetic) -> tuple[Any, ...]:
+def _units(a: Arithmetic, clip: float | None) -> tuple[Any, ...]:
     """``unit`` of `datapath.h`."""
     output = a.mu if isinstance(a.output, LinearFormat) else a.output
     places = (a.product, a.tree, a.accumulator, a.mu, a.cell, output)
@@ -287,7 +287,8 @@ def _units(a: Arithmetic) -> tuple[Any, ...]:
         )
     numbers = tuple(_numbers(f) for f in places)
     return (
-        numbers, MODES.index(a.rounding), method, a.limit, a.segments or 0, slopes, intercepts,
+        numbers, MODES.index(a.rounding), method, a.limit, a.bound(clip) if clip else np.inf,
+        a.segments or 0, slopes, intercepts,
     )  # fmt: skip
 
 
@@ -307,7 +308,7 @@ def _activation_tables(a: Arithmetic) -> dict[str, Any] | None:
         store = TOP
     else:
         return None
-    unit = _units(a)
+    unit = _units(a, None)
     tables = [kernels.activation_table(unit, tangent, store) for tangent in (0, 1)]
     if any(t is None for t in tables):
         return None
@@ -391,12 +392,12 @@ class PackedPass:
             form = gates[members[0]].input
             group["counts_input"] = form not in [gates[k].input for k in range(members[0])]
             groups.append(group)
-        units = [_units(a) for a in gates]
+        units = [_units(a, layer.clip) for a in gates]
         mu = None
         tables = [_activation_tables(a) for a in gates]
         if len({_mu(a) for a in gates}) == 1 and tables[0] is not None:
             same = all(t is not None and t["same"] for t in tables)
-            mu = {**tables[0], "same": same}
+            mu = {**tables[0], "same": same, "clip": min(units[0][4], gates[0].limit)}
         bias = np.stack([_side(layer.bias[n], a, counts) for n, a in enumerate(gates)])
         peep = None
         if layer.peepholes is not None:

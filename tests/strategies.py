@@ -279,6 +279,7 @@ def passes(draw: st.DrawFn, inputs: int = 34, cells: int = 5, steps: int = 3) ->
         fill(of_weights, 4, n_cells),
         peepholes,
         draw(st.booleans()),
+        draw(st.sampled_from((None, None, 1e-30, 0.3, 2.7, 1e30))),
     )
     state = None
     if draw(st.booleans()):

@@ -39,6 +39,7 @@ def layer(name: str, cells: int, inputs: int, *, peepholes: bool = False) -> Lst
         draw(4, cells),
         draw(3, cells) if peepholes else None,
         reverse=name.endswith("backward"),
+        clip=2.5 if peepholes else None,
     )
 
 
@@ -86,6 +87,7 @@ def test_reads_what_it_wrote(folder: Path) -> None:
     }
     assert [model.networks[name].host_between for name in "ab"] == [False, True]
     assert [p.reverse for p in model.networks["a"].passes] == [False, True, False]
+    assert [p.clip for n in model.networks.values() for p in n.passes] == [None] * 3 + [2.5]
     assert {p.w_x.dtype for p in model.networks["a"].passes} == {np.dtype(np.float16)}
     assert model.host["table"].dtype == np.float32
     np.testing.assert_array_equal(model.host["table"], HOST["table"])
@@ -177,6 +179,10 @@ def test_wrong_tensor_is_named(
         ('["forward", "backward"]', "[[], 1]", "networks.a.directions"),
         ("host_between = true", "host_between = 1", "networks.b.host_between"),
         ("host_between = true", "between = true", "networks.b.between"),
+        ('"0.forward" = 2.5', '"0.forward" = -2.5', "networks.b.clip.0.forward"),
+        ('"0.forward" = 2.5', '"1.forward" = 2.5', "networks.b.clip.1.forward"),
+        ('"0.forward" = 2.5', '"0.forward" = "x"', "networks.b.clip.0.forward"),
+        ("[networks.b.clip]", "[[networks.b.clip]]", "networks.b.clip"),
         ("[networks.b]", "[networks.host]", "networks.host"),
         ("[networks.b]", "[networks.b.c]", "networks.b"),
     ],

@@ -34,6 +34,7 @@ typedef struct {
     fmt place[PLACES]; /* OUTPUT: float or fixed; a linear output has the MU's format here */
     int mode, method;
     double limit;  /* largest argument of an activation */
+    double clip;   /* of a gate's, beforehand; infinite where there is none */
     int segments;  /* PWL */
     const double *slope, *intercept; /* PWL: of sigmoid (i, f, o), then of tanh, `segments` each: slope[kind * segments + k] */
 } unit;

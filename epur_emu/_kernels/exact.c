@@ -213,6 +213,7 @@ void exact_mu(const unit *u, const double *sum, const double *bias, const double
         r[q] = op(g, sum[q]);
         if (peep && q < 2) r[q] = peeped(g, r[q], peep[q], *c);
         r[q] = op(g, sum_of(r[q], bias[q]));
+        if (q < 3) r[q] = clamped(r[q], u[q].clip);
         if (q < 2) r[q] = sigmoid(g, r[q]);
     }
     row *cell = &gate[2], *out = &gate[3];
@@ -222,7 +223,7 @@ void exact_mu(const unit *u, const double *sum, const double *bias, const double
     *c = stored(cell, op(cell, sum_of(v, kept)), CELL);
     const double t = hyperbolic(cell, op(cell, *c));
     if (peep) r[3] = peeped(out, r[3], peep[2], *c);
-    v = op(out, sigmoid(out, r[3]) * taken(out, t));
+    v = op(out, sigmoid(out, clamped(r[3], out->u->clip)) * taken(out, t));
     *h = stored(out, v, OUTPUT);
 }
 

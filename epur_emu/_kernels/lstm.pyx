@@ -25,7 +25,7 @@ cdef extern from * nogil:
     ctypedef struct unit:
         fmt place[6]
         int mode, method, segments
-        double limit
+        double limit, clip
         const double *slope
         const double *intercept
     ctypedef struct matrix:
@@ -73,7 +73,7 @@ cdef extern from * nogil:
     ctypedef struct mu_call:
         lanes format
         int mode, store, same
-        float limit
+        float limit, clip
         const float *bias
         const float *peep
         const uint32_t *sigmoid
@@ -124,7 +124,7 @@ cdef unit unit_of(values) except *:
     cdef const double[::1] f64
     cdef int k
     memset(&u, 0, sizeof(unit))
-    formats, u.mode, u.method, u.limit, u.segments, slopes, intercepts = values
+    formats, u.mode, u.method, u.limit, u.clip, u.segments, slopes, intercepts = values
     for k in range(6):
         u.place[k] = format_of(formats[k])
     if slopes is not None:
@@ -141,7 +141,7 @@ cdef class Pass:
     Parameters
     ----------
     level, counted, cells, blocks, subs_x, key : int
-    units : four of (formats (6 of 8 numbers), mode, method, limit, segments, slopes, intercepts)
+    units : four of (formats (6 of 8 numbers), mode, method, limit, clip, segments, slopes, intercepts)
         Formats as ``fmt`` has them; slopes and intercepts float64 arrays or None.
     groups : up to four of dict
         Fields of ``group``; arrays for pointers.
@@ -191,7 +191,7 @@ cdef class Pass:
             self.p.narrow_mu = 1
             self.p.mu.format = lanes_of(mu["format"])
             self.p.mu.mode, self.p.mu.store, self.p.mu.same = mu["mode"], mu["store"], mu["same"]
-            self.p.mu.limit = mu["limit"]
+            self.p.mu.limit, self.p.mu.clip = mu["limit"], mu["clip"]
             self.p.mu.bias, self.p.mu.peep = self.p.bias, self.p.peep
             u32 = mu["sigmoid"]
             self.p.mu.sigmoid = &u32[0]

@@ -48,7 +48,7 @@ enum { NOTHING, RANGE, COUNTS };
 typedef struct {
     lanes format;
     int mode, store, same; /* same: the DPU's results are values of the format already */
-    float limit;
+    float limit, clip; /* of the cell's tanh and of gates */
     const float *bias, *peep; /* (blocks, 4, 16) and (blocks, 3, 16) or NULL */
     const uint32_t *sigmoid, *tanh;
 } mu_call;

@@ -63,8 +63,8 @@ INLINE int mu_lanes(const mu_call *k, ptrdiff_t block, const float *acc, float *
     float new_c[16], new_h[16];
     watch w = {vf_set(0.0f), vc_zero()};
     int64_t below = 0;
-    const vf limit = vf_set(k->limit);
-#define CLAMPED(r) vf_max(vf_neg(limit), vf_min(limit, r))
+    const vf limit = vf_set(k->limit), clip = vf_set(k->clip);
+#define CLAMPED(r, limit) vf_max(vf_neg(limit), vf_min(limit, r))
     for (int l = 0; l < 16; l += VW) {
         const vf before = vf_load(c + l);
         vf gate[4];
@@ -75,14 +75,14 @@ INLINE int mu_lanes(const mu_call *k, ptrdiff_t block, const float *acc, float *
                 gate[q] = mu_sum(gate[q], mu_product(vf_load(peep + q * 16 + l), before, f, mode, &w), f, mode, &w);
             gate[q] = mu_sum(gate[q], vf_load(bias + q * 16 + l), f, mode, &w);
         }
-        const vf i = looked_up(CLAMPED(gate[0]), k->sigmoid, k->store, &below);
-        const vf keep = looked_up(CLAMPED(gate[1]), k->sigmoid, k->store, &below);
-        const vf g = looked_up(CLAMPED(gate[2]), k->tanh, k->store, &below);
+        const vf i = looked_up(CLAMPED(gate[0], clip), k->sigmoid, k->store, &below);
+        const vf keep = looked_up(CLAMPED(gate[1], clip), k->sigmoid, k->store, &below);
+        const vf g = looked_up(CLAMPED(gate[2], clip), k->tanh, k->store, &below);
         const vf r = mu_product(g, i, f, mode, &w);
         const vf now = mu_sum(r, mu_product(keep, before, f, mode, &w), f, mode, &w);
         if (peep) gate[3] = mu_sum(gate[3], mu_product(vf_load(peep + 32 + l), now, f, mode, &w), f, mode, &w);
-        const vf o = looked_up(CLAMPED(gate[3]), k->sigmoid, k->store, &below);
-        const vf out = mu_product(o, looked_up(CLAMPED(now), k->tanh, k->store, &below), f, mode, &w);
+        const vf o = looked_up(CLAMPED(gate[3], clip), k->sigmoid, k->store, &below);
+        const vf out = mu_product(o, looked_up(CLAMPED(now, limit), k->tanh, k->store, &below), f, mode, &w);
         vf_store(new_c + l, now);
         vf_store(new_h + l, out);
     }

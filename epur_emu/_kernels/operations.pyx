@@ -18,7 +18,7 @@ cdef extern from "exact.h" nogil:
     ctypedef struct unit:
         fmt place[6]
         int mode, method
-        double limit
+        double limit, clip
         int segments
         const double* slope
         const double* intercept
@@ -137,6 +137,7 @@ def mu(const double[:, :, ::1] formats, int mode, int method, const double[::1] 
     for q in range(4):
         units[q] = _unit(formats[q], mode)
         units[q].method, units[q].limit, units[q].segments = method, limits[q], <int>slopes.shape[2]
+        units[q].clip = limits[q]
         units[q].slope, units[q].intercept = &slopes[q, 0, 0], &intercepts[q, 0, 0]
     memset(n, 0, sizeof(n))
     exact_mu(units, &sums[0], &bias[0], p, &c, &h, &keys[0], n)

@@ -32,6 +32,8 @@ class FilePass:
     projection : float array of shape (P, H), optional
         The layer's output is its product with o tanh(c).
     reverse : bool
+    clip : float, optional
+        As in `LstmLayer`.
     """
 
     origin: str
@@ -41,6 +43,7 @@ class FilePass:
     peepholes: Array | None = None
     projection: Array | None = None
     reverse: bool = False
+    clip: float | None = None
 
     @property
     def outputs(self) -> int:
@@ -218,8 +221,9 @@ def assemble(source: Path, found: FileNetwork, name: str) -> Imported:
             peepholes = None if p.peepholes is None else _single(p.peepholes)
             try:
                 layer = LstmLayer(
-                    full, _single(w_x), _single(w_h), _single(p.bias), peepholes, p.reverse
-                )
+                    full, _single(w_x), _single(w_h), _single(p.bias), peepholes, p.reverse,
+                    p.clip,
+                )  # fmt: skip
                 layer.check_finite()
             except NetworkError as error:
                 raise NetworkError(

@@ -93,8 +93,12 @@ def read_folder(path: str | os.PathLike[str]) -> Model:
     networks = {}
     for name, table in card["networks"].items():
         layers = []
+        clip = dict(table.get("clip", {}))
         for n, directions in enumerate(table["directions"]):
-            passes = (_take_layer(source, tensors, f"{name}.{n}.{d}", d) for d in directions)
+            passes = (
+                _take_layer(source, tensors, f"{name}.{n}.{d}", clip.pop(f"{n}.{d}", None))
+                for d in directions
+            )
             layers.append(tuple(passes))
         try:
             networks[name] = Network(name, tuple(layers), table.get("host_between", False))
@@ -209,6 +213,7 @@ def write_folder(
     tables = {}
     for name, network in networks.items():
         directions = []
+        clip = {p.name.removeprefix(f"{name}."): p.clip for p in network.passes if p.clip}
         for n, passes in enumerate(network.layers):
             directions.append(["backward" if layer.reverse else "forward" for layer in passes])
             for layer, direction in zip(passes, directions[n], strict=True):
@@ -223,6 +228,8 @@ def write_folder(
                     if array is not None:
                         tensors[f"{layer.name}.{field}"] = array
         tables[name] = {"host_between": network.host_between, "directions": directions}
+        if clip:
+            tables[name]["clip"] = clip
     parameters = {
         "lstm": sum(network.parameters for network in networks.values()),
         "host": sum(array.size for array in host.values()),
@@ -318,7 +325,7 @@ def _read_tensors(source: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _take_layer(
-    source: Path, tensors: dict[str, npt.NDArray[Any]], name: str, direction: str
+    source: Path, tensors: dict[str, npt.NDArray[Any]], name: str, clip: float | None
 ) -> LstmLayer:
     """The layer called `name`; its tensors are taken out of `tensors`."""
     arrays = {field: tensors.pop(f"{name}.{field}", None) for field in _FIELDS}
@@ -328,7 +335,7 @@ def _take_layer(
                 source, f"{name}.{field}", "is missing", f"restore the file, or mend {CARD}"
             )
     try:
-        layer = LstmLayer(name, **arrays, reverse=direction == "backward")  # type: ignore[arg-type]
+        layer = LstmLayer(name, **arrays, reverse=name.endswith(".backward"), clip=clip)  # type: ignore[arg-type]
         layer.check_finite()
     except NetworkError as error:
         raise _in_file(source, error) from error
@@ -342,9 +349,9 @@ def _in_file(source: Path, error: NetworkError) -> NetworkError:
 def _check_network(source: Path, field: str, table: Any) -> None:
     if not isinstance(table, dict):
         raise ModelError(source, field, "is no table", "give host_between and directions")
-    if odd := set(table) - {"host_between", "directions"}:
+    if odd := set(table) - {"host_between", "directions", "clip"}:
         raise ModelError(
-            source, f"{field}.{min(odd)}", "is unknown", "give host_between and directions"
+            source, f"{field}.{min(odd)}", "is unknown", "give host_between, directions and clip"
         )
     if not isinstance(table.get("host_between", False), bool):
         raise ModelError(source, f"{field}.host_between", "is no truth value", "give true or false")
@@ -358,3 +365,14 @@ def _check_network(source: Path, field: str, table: Any) -> None:
             source, f"{field}.directions", f"is {directions!r}",
             'give each layer\'s passes, e.g. [["forward", "backward"], ["forward"]]',
         )  # fmt: skip
+    clip = table.get("clip", {})
+    if not isinstance(clip, dict):
+        raise ModelError(source, f"{field}.clip", "is no table", "give a number for each pass")
+    known = [f"{n}.{d}" for n, passes in enumerate(directions) for d in passes]
+    for name, value in clip.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in known or not (number and 0 < value < math.inf):
+            raise ModelError(
+                source, f"{field}.clip.{name}", f"is {value!r}",
+                f"give a positive number for one of {', '.join(known)}",
+            )  # fmt: skip

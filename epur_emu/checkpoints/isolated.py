@@ -102,7 +102,9 @@ def _told(found: Found, arrays: dict[str, Array]) -> dict[str, Any]:
     for network in found.networks:
         layers = []
         for passes in network.layers:
-            layers.append([{"origin": p.origin, "reverse": p.reverse} for p in passes])
+            layers.append(
+                [{"origin": p.origin, "reverse": p.reverse, "clip": p.clip} for p in passes]
+            )
             for p in passes:
                 for name in _ARRAYS:
                     arrays[f"a{len(arrays)}"] = getattr(p, name)
@@ -120,7 +122,7 @@ def _found(told: dict[str, Any], arrays: Any) -> Found:
             made = []
             for p in passes:
                 taken = {name: arrays[f"a{count + n}"] for n, name in enumerate(_ARRAYS)}
-                made.append(FilePass(p["origin"], **taken, reverse=p["reverse"]))
+                made.append(FilePass(**p, **taken))
                 count += len(_ARRAYS)
             layers.append(tuple(made))
         networks.append(FileNetwork(network["origin"], tuple(layers), tuple(network["notes"])))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from epur_emu.arithmetic import ARITHMETICS
 from epur_emu.checkpoints.assembly import (
     Choice,
     FileNetwork,
@@ -31,8 +30,6 @@ _PASSING = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze", "Reshape", "T
 #: Orders of axes that keep time steps first, or swap them with the batch.
 _KEEPS = ([0, 2, 1, 3], [0, 1, 2])
 _SWAPS = ([1, 0, 2], [1, 0, 2, 3])
-#: From here on E-PUR's comparator clamps arguments, and sigmoid is within 2e-5 of 1.
-_FLAT = ARITHMETICS["epur-fp16"].clamp
 
 
 def read(path: Path, choice: Choice) -> Found:
@@ -151,7 +148,7 @@ class _Reader:
                         f"give 3 x {cells} for each direction",
                     )  # fmt: skip
                 p = peepholes[n].reshape(3, cells)[list(_PEEPHOLES)]
-            passes.append(FilePass(origin, x, h, b, p, reverse=reverse))
+            passes.append(FilePass(origin, x, h, b, p, reverse=reverse, clip=_clip(node)))
         return tuple(passes), self.notes(node, origin)
 
     def check(self, node: Node, origin: str) -> tuple[bool, ...]:
@@ -175,11 +172,8 @@ class _Reader:
                     "E-PUR's unit computes sigmoid, tanh and tanh",
                 )  # fmt: skip
         clip = _clip(node)
-        if clip and not clip >= _FLAT:
-            raise ModelError(
-                self.path, origin, f"clips its sums at {clip:g}, which is not emulated",
-                f"export the model without clip, or with one of at least {_FLAT:g}",
-            )  # fmt: skip
+        if clip is not None and not 0 < clip < np.inf:
+            raise ModelError(self.path, origin, f"clips its sums at {clip:g}", "give a valid model")
         if node.integer("input_forget"):
             raise ModelError(
                 self.path, origin, "couples the input and forget gates", "E-PUR has four gates"
@@ -189,8 +183,6 @@ class _Reader:
     def notes(self, node: Node, origin: str) -> list[str]:
         """What is left out of a node."""
         out = []
-        if _clip(node):
-            out.append(f"{origin}: sums are not clipped at {_clip(node):g}, where gates are flat")
         if node.given(4):
             out.append(f"{origin}: lengths of sequences are left out, all time steps are taken")
         for n, label in ((5, "initial h"), (6, "initial c")):
@@ -224,9 +216,9 @@ class _Reader:
         return constant
 
 
-def _clip(node: Node) -> float:
-    """Where a node clips the arguments of its gates, 0 if nowhere."""
-    return node.attributes["clip"].float(2) if "clip" in node.attributes else 0.0
+def _clip(node: Node) -> float | None:
+    """Where a node clips the arguments of its gates."""
+    return (node.attributes["clip"].float(2) or None) if "clip" in node.attributes else None
 
 
 def _origin(node: Node) -> str:

@@ -161,4 +161,4 @@ def _own_pass(origin: str, fields: Fields, reverse: bool, budget: Budget) -> Fil
     arrays = {field: _take(fields, field, origin, budget) for field in ("w_x", "w_h", "bias")}
     if "peepholes" in fields:
         arrays["peepholes"] = _take(fields, "peepholes", origin, budget)
-    return FilePass(origin, **arrays, reverse=reverse)
+    return FilePass(origin, **arrays, reverse=reverse)  # type: ignore[arg-type]

@@ -22,7 +22,6 @@
 #define _mm512_sub_ps(a, b) simde_mm512_sub_ps(a, b)
 #define _mm512_mul_ps(a, b) simde_mm512_mul_ps(a, b)
 #define _mm512_div_ps(a, b) simde_mm512_div_ps(a, b)
-#define _mm512_abs_ps(a) simde_mm512_abs_ps(a)
 #define _mm512_xor_si512(a, b) simde_mm512_xor_si512(a, b)
 #define _mm512_castps_si512(a) simde_mm512_castps_si512(a)
 #define _mm512_castsi512_ps(a) simde_mm512_castsi512_ps(a)
@@ -53,6 +52,14 @@ HALVES(portable_min, _mm256_min_ps)
 HALVES(portable_max, _mm256_max_ps)
 #define _mm512_min_ps(a, b) portable_min(a, b)
 #define _mm512_max_ps(a, b) portable_max(a, b)
+
+/* SIMDe's keeps the sign of what is not a number. */
+static inline simde__m512 portable_abs(simde__m512 a) {
+    simde__m512_private x = simde__m512_to_private(a);
+    for (int i = 0; i < 2; i++) x.m256[i] = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.m256[i]);
+    return simde__m512_from_private(x);
+}
+#define _mm512_abs_ps(a) portable_abs(a)
 
 /* Rounded once, which SIMDe's are not. */
 #define FUSED(name)                                                                                    \
