@@ -292,10 +292,13 @@ def _override(plain: Any) -> Override:
                 "override", key, "can't be a gate's own",
                 f"use {', '.join(PLACES)}, activation or clamp",
             )  # fmt: skip
-    gates = plain.get("gates", GATES)
-    gates = "".join(gates) if isinstance(gates, list | tuple) else str(gates)
-    values = tuple((key, _value(key, value)) for key, value in own.items())
-    return Override(str(plain.get("layers", "*")), gates, values)
+    gates, layers = plain.get("gates", GATES), plain.get("layers", "*")
+    if isinstance(gates, list | tuple) and all(isinstance(gate, str) for gate in gates):
+        gates = "".join(gates)
+    for key, value in (("gates", gates), ("layers", layers)):
+        if not isinstance(value, str):
+            raise FormatError("override", key, f"is {value!r}", "give strings")
+    return Override(layers, gates, tuple((key, _value(key, value)) for key, value in own.items()))
 
 
 def _uniform(

@@ -147,7 +147,8 @@ def read_wav(path: str | os.PathLike[str], rate: int) -> Samples:
         with wave.open(os.fspath(path), "rb") as file:
             kind = file.getnchannels(), file.getsampwidth() * 8, file.getframerate()
             data = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+    # A chunk that ends beyond the file gives a RuntimeError.
+    except (OSError, EOFError, RuntimeError, wave.Error) as error:
         raise EpurError(
             path,
             "file",
