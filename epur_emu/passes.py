@@ -603,6 +603,12 @@ def _group(
     subs = sum(p[3] for p in packed)
     growth = (1 + 2.0 ** ((not nearest) - min(map(_precision, places)))) ** (subs + 5)
     top = min(float(f.max) for f in places)
+    # Near zero a rounding adds up to a unit, however small the value.
+    units = [
+        float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
+        for f in places
+    ]
+    near_zero = subs * (16 * units[0] + 15 * units[1] + units[2])
     least_product = 0.0
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
@@ -611,7 +617,7 @@ def _group(
         "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "narrows": not innocuous or flushes,
-        "limit": min(top / growth, SAFE), "least_product": least_product,
+        "limit": min(top / growth - near_zero, SAFE), "least_product": least_product,
         "chain": (order_of[0] if a.product != FP32 else 0.0, *order_of[1:], 1.5 * normal, normal),
         "operand": (
             _operand(a.input, None, a.product, ranges[0]),

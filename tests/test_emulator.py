@@ -472,3 +472,19 @@ def test_a_level_is_forced_by_the_environment(monkeypatch):
 def test_importing_needs_no_torch():
     code = "import sys; sys.modules['torch'] = None; import epur_emu.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.13])
+@pytest.mark.parametrize("mode", ["nearest-even", "nearest-away", "up"])
+@pytest.mark.parametrize("place", ["q1.2", "q1.2-wrap", "e2m1fn", "e2m2-nosub", "e2m4"])
+def test_small_values_that_round_away_leave_the_range(place, mode, size):
+    """Each product may grow to a unit of the format, far beyond what its magnitude tells."""
+    weights = np.full((4, 2, 60), size, np.float32)
+    layer = LstmLayer("pass", weights, weights[:, :, :2], weights[:, :, 0])
+    case = Case(layer, np.ones((2, 60), np.float32), None)
+    form = parse(place)
+    a = replace(
+        EPUR, product=form, tree=form, accumulator=form, partial=form, rounding=mode
+    )  # fmt: skip
+    for order in ORDERS:
+        check(case, a, order)

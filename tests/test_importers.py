@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -758,6 +760,22 @@ def test_a_reader_that_hangs_or_dies(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(isolated, "_CHILD", "import time; time.sleep(60)")
     monkeypatch.setattr(isolated, "SECONDS", 0.1)
     assert "is not read in 0 s" in refused(path)
+
+
+def test_a_limit_of_memory_is_kept(tmp_path: Path, monkeypatch: Any) -> None:
+    """The reader's process asks for no more than its parent may have."""
+    monkeypatch.undo()
+    path = files.write_h5(tmp_path / "a.h5")
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30));"
+        "from epur_emu.checkpoints.importers import read_checkpoint;"
+        "print(len(read_checkpoint(sys.argv[1]).networks))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_a_refusal_comes_from_the_other_process(tmp_path: Path, monkeypatch: Any) -> None:

@@ -93,7 +93,9 @@ def _limit(memory: int) -> None:
         import resource
     except ImportError:  # a system without limits
         return
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _told(found: Found, arrays: dict[str, Array]) -> dict[str, Any]:
