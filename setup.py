@@ -65,6 +65,15 @@ extensions = [
         "lstm_int_api.h",
     ),
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
+    kernel(
+        "stack",
+        ["stack_scalar.c", "stack_avx2.c"],
+        "cpu.h",
+        "requests.h",
+        "stack_api.h",
+        "stack.h",
+        "caches.h",
+    ),
 ]
 
 version = re.search(r'__version__ = "(.+)"', (ROOT / "epur_emu/version.py").read_text())

@@ -1,0 +1,177 @@
+"""Replay beside its peers, one thread: LRU beside libCacheSim, the exact curve beside a Fenwick tree."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import arguments, in_turn, machine, one_thread, report, row
+
+one_thread()
+
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
+
+from epur_emu.accelerator import Accelerator  # noqa: E402
+from epur_emu.replay import replay  # noqa: E402
+from epur_emu.replay.base import Source  # noqa: E402
+from epur_emu.replay.lru import Lru  # noqa: E402
+from epur_emu.streams import AccessStream, Component, Phase  # noqa: E402
+from epur_emu.trace import Accesses, Trace  # noqa: E402
+
+LINE = 64
+MEMORY = Component("memory", None, 512, 1)
+SOURCE = Source((MEMORY,), (0,), 1 << 40, {})
+
+Longs = npt.NDArray[np.int64]
+
+
+def zipf(n: int, lines: int, skew: float, seed: int = 1) -> Longs:
+    """Lines by a bounded Zipf law, popular ones anywhere."""
+    rng = np.random.default_rng(seed)
+    weight = np.arange(1, lines + 1, dtype=np.float64) ** -skew
+    drawn = np.searchsorted(np.cumsum(weight) / weight.sum(), rng.random(n))
+    return rng.permutation(lines)[np.minimum(drawn, lines - 1)].astype(np.int64)
+
+
+def weights_trace(steps: int = 300) -> Trace:
+    """Reads of one gate's weight buffer: 320 cells, 960 inputs in fp16, as E-PUR does in EESEN."""
+    accelerator = Accelerator.load("epur")
+    cells, subs, sub = 320, 60, 2 * accelerator.width
+    loops = ((steps, 0, cells * subs), (cells * subs, sub, 1))
+    stream = AccessStream("memory", "read", sub, 0, 0, loops)
+    return Trace([Phase("layer", "forward", (stream,))], (MEMORY,), steps * cells * subs)
+
+
+def events(lines: Longs) -> Accesses:
+    """One access of 64 bytes for each line."""
+    zeros = np.zeros(lines.size, np.int64)
+    return Accesses.of(np.arange(lines.size), zeros, zeros, lines * LINE, zeros + LINE)
+
+
+class Fenwick:
+    """The peer in C, compiled here."""
+
+    def __init__(self, folder: Path) -> None:
+        target = folder / "fenwick.so"
+        source = Path(__file__).with_name("fenwick.c")
+        subprocess.run(["cc", "-O3", "-shared", "-fPIC", "-o", target, source], check=True)  # noqa: S607
+        self._call = ctypes.CDLL(str(target)).fenwick_distances
+        self._call.restype = ctypes.c_int64
+
+    def __call__(self, lines: Longs) -> tuple[int, Longs]:
+        """First references, and references by distance."""
+        most = np.unique(lines).size
+        counts = np.zeros(most + 1, np.int64)
+        pointer = ctypes.POINTER(ctypes.c_int64)
+        cold = self._call(
+            lines.ctypes.data_as(pointer), ctypes.c_int64(lines.size), ctypes.c_int64(most),
+            counts.ctypes.data_as(pointer),
+        )  # fmt: skip
+        return int(cold), counts
+
+
+def libcachesim_misses(lines: Longs, path: Path, most: int) -> tuple[float, float]:
+    """Miss ratio and seconds of libCacheSim's LRU, its trace in its own binary format."""
+    import libcachesim
+
+    if not path.exists():
+        rows = np.zeros(
+            lines.size, [("time", "<u4"), ("id", "<u8"), ("size", "<u4"), ("next", "<i8")]
+        )
+        rows["id"], rows["size"], rows["next"] = lines + 1, 1, -1
+        rows.tofile(path)
+    reader = libcachesim.TraceReader(str(path), libcachesim.TraceType.ORACLE_GENERAL_TRACE)
+    cache = libcachesim.LRU(most)
+    begin = time.perf_counter()
+    missed, _ = cache.process_trace(reader)
+    return float(missed), time.perf_counter() - begin
+
+
+def ours(chunk: Accesses, **options: Any) -> Any:
+    """A replay of events."""
+    model = Lru(SOURCE, line=LINE, **options)
+    for at in range(0, len(chunk), 1 << 20):
+        model.feed(chunk[at : at + (1 << 20)])
+    return model.result()
+
+
+def measure(rounds: int, n: int) -> list[dict[str, Any]]:
+    """Rows; each side's counts are compared before its time."""
+    rows = []
+    trace = weights_trace(max(3, n // 19200))
+    cases = {
+        "cyclic, 8 MiB": np.arange(n, dtype=np.int64) % (1 << 17),
+        "cyclic, 128 KiB": np.arange(n, dtype=np.int64) % (1 << 11),
+        "zipf 1.0, 64 MiB": zipf(n, 1 << 20, 1.0),
+        "zipf 0.8, 4 MiB": zipf(n, 1 << 16, 0.8),
+        "E-PUR weights": np.concatenate([c.address // LINE for c in trace.expand()]),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        fenwick = Fenwick(Path(folder))
+        for name, lines in cases.items():
+            chunk, size = events(lines), int(np.unique(lines).size) // 2
+            cold, counts = fenwick(lines)
+            exact = ours(chunk)
+            assert exact.details["first_requests"] == cold
+            seen = np.flatnonzero(counts)
+            assert np.array_equal(exact.arrays["distance"], seen)
+            assert np.array_equal(exact.arrays["references"], counts[seen])
+            seconds = in_turn({"ours": partial(ours, chunk), "peer": partial(fenwick, lines)}, rounds)
+            rate = {side: lines.size / took / 1e6 for side, took in seconds.items()}
+            rows.append(
+                row(f"exact curve, {name}", rate["ours"], rate["peer"], "Fenwick tree", "M/s")
+            )
+            path = Path(folder) / f"{len(rows)}.bin"
+            try:
+                missed, _ = libcachesim_misses(lines, path, size)
+            except ImportError:
+                print("libcachesim is not installed: its rows are left out", file=sys.stderr)
+                continue
+            one = ours(chunk, sizes=[size * LINE])
+            assert abs(one.curve[0][1] - missed) < 1e-9, (one.curve, missed)
+            took = [libcachesim_misses(lines, path, size)[1] for _ in range(rounds)]
+            own = in_turn({"ours": partial(ours, chunk, sizes=[size * LINE])}, rounds)["ours"]
+            rate = {
+                "ours": lines.size / own / 1e6,
+                "peer": lines.size / float(np.median(took)) / 1e6,
+            }
+            rows.append(
+                row(f"LRU of one size, {name}", rate["ours"], rate["peer"], "libCacheSim", "M/s")
+            )
+            path.unlink()
+        # The same accesses as streams: equal turns are replayed twice.
+        lines = cases["E-PUR weights"]
+        replay(trace, "lru", "memory")
+        sides = {"ours": lambda: replay(trace, "lru", "memory"), "peer": lambda: fenwick(lines)}
+        seconds = in_turn(sides, rounds)
+        rate = {side: lines.size / took / 1e6 for side, took in seconds.items()}
+        rows.append(
+            row(
+                "exact curve, E-PUR weights, streams",
+                rate["ours"],
+                rate["peer"],
+                "Fenwick tree",
+                "M/s",
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--requests", type=int, default=10_000_000, help="of each case")
+    options = parser.parse_args()
+    rows = measure(options.rounds, options.requests)
+    report(rows, machine("libcachesim", "numpy"), options.json)
+
+
+if __name__ == "__main__":
+    main()
