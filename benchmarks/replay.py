@@ -65,9 +65,8 @@ class Fenwick:
         self._call = ctypes.CDLL(str(target)).fenwick_distances
         self._call.restype = ctypes.c_int64
 
-    def __call__(self, lines: Longs) -> tuple[int, Longs]:
-        """First references, and references by distance."""
-        most = np.unique(lines).size
+    def __call__(self, lines: Longs, most: int) -> tuple[int, Longs]:
+        """First references, and references by distance; `most` lines are different."""
         counts = np.zeros(most + 1, np.int64)
         pointer = ctypes.POINTER(ctypes.c_int64)
         cold = self._call(
@@ -116,14 +115,17 @@ def measure(rounds: int, n: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         fenwick = Fenwick(Path(folder))
         for name, lines in cases.items():
-            chunk, size = events(lines), int(np.unique(lines).size) // 2
-            cold, counts = fenwick(lines)
+            chunk, most = events(lines), int(np.unique(lines).size)
+            size = most // 2
+            cold, counts = fenwick(lines, most)
             exact = ours(chunk)
             assert exact.details["first_requests"] == cold
             seen = np.flatnonzero(counts)
             assert np.array_equal(exact.arrays["distance"], seen)
             assert np.array_equal(exact.arrays["references"], counts[seen])
-            seconds = in_turn({"ours": partial(ours, chunk), "peer": partial(fenwick, lines)}, rounds)
+            seconds = in_turn(
+                {"ours": partial(ours, chunk), "peer": partial(fenwick, lines, most)}, rounds
+            )
             rate = {side: lines.size / took / 1e6 for side, took in seconds.items()}
             rows.append(
                 row(f"exact curve, {name}", rate["ours"], rate["peer"], "Fenwick tree", "M/s")
@@ -149,7 +151,10 @@ def measure(rounds: int, n: int) -> list[dict[str, Any]]:
         # The same accesses as streams: equal turns are replayed twice.
         lines = cases["E-PUR weights"]
         replay(trace, "lru", "memory")
-        sides = {"ours": lambda: replay(trace, "lru", "memory"), "peer": lambda: fenwick(lines)}
+        sides = {
+            "ours": lambda: replay(trace, "lru", "memory"),
+            "peer": partial(fenwick, lines, np.unique(lines).size),
+        }
         seconds = in_turn(sides, rounds)
         rate = {side: lines.size / took / 1e6 for side, took in seconds.items()}
         rows.append(

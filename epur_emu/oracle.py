@@ -466,7 +466,8 @@ class _Unit:
         self.gate = gate
         self.a = arithmetic
         self.limit = arithmetic.limit
-        self.clip = math.inf if case.layer.clip is None else arithmetic.bound(case.layer.clip)
+        clip = case.layer.clip
+        self.clip = None if clip is None else arithmetic.bound(clip)
         self.key = self.operation = 0
         layer = case.layer
         w_x, w_h = ([[float(w) for w in row] for row in m[gate]] for m in (layer.w_x, layer.w_h))
@@ -653,6 +654,10 @@ class _Unit:
 
     # The MU.
 
+    def clipped(self, r: float) -> float:
+        """A function's argument, limited where the layer has a clip."""
+        return r if self.clip is None else clamp(r, self.clip)
+
     def sigmoid(self, r: float) -> float:
         """Sigmoid by the arithmetic's method."""
         r = clamp(r, self.limit)
@@ -822,10 +827,10 @@ def _cell(
             p = unit.mu(multiply(unit.peepholes[k], unit.receive(c_before)))
             r = unit.mu(add(r, p))
         r = unit.mu(add(r, unit.bias[k]))
-        gates.append(g.receive(unit.sigmoid(clamp(r, unit.clip))))
+        gates.append(g.receive(unit.sigmoid(unit.clipped(r))))
 
     r = g.mu(add(sums[2], g.bias[k]))
-    r = g.tanh(clamp(r, g.clip))
+    r = g.tanh(g.clipped(r))
     r = g.mu(multiply(r, gates[0]))
     q = g.mu(multiply(gates[1], c_before))
     r = g.mu(add(r, q))
@@ -836,7 +841,7 @@ def _cell(
     if o.peepholes:
         p = o.mu(multiply(o.peepholes[k], o.receive(c)))
         r = o.mu(add(r, p))
-    r = o.sigmoid(clamp(r, o.clip))
+    r = o.sigmoid(o.clipped(r))
     r = o.mu(multiply(r, o.receive(tanh_c)))
     output = o.a.output
     if not isinstance(output, LinearFormat):

@@ -31,6 +31,9 @@ from epur_emu.replay.sizes import parse_sizes
 from epur_emu.streams import AccessStream, Component, Phase
 from epur_emu.trace import Accesses, Trace
 
+# A busy machine must not fail a test.
+few = settings(max_examples=30, deadline=None)
+
 LINE = 16
 COMPONENTS = (Component("a", None, 64, 2), Component("b", 1 << 20, 128, 4))
 
@@ -119,6 +122,7 @@ def fed(model: Lru, chunk: Accesses, cut: int) -> dict[str, object]:
     return model.result().to_dict()
 
 
+@few
 @given(accesses(), st.integers(0, 120))
 def test_distances_are_those_of_the_definition(chunk: Accesses, cut: int) -> None:
     model = Lru(source(), line=LINE)
@@ -135,6 +139,7 @@ def test_distances_are_those_of_the_definition(chunk: Accesses, cut: int) -> Non
 
 
 @pytest.mark.parametrize("policy", list(PLAIN))
+@few
 @given(accesses(), st.integers(0, 120), st.integers(1, 9))
 def test_one_set_equals_the_plain_cache(
     policy: str, chunk: Accesses, cut: int, capacity: int
@@ -144,6 +149,7 @@ def test_one_set_equals_the_plain_cache(
 
 
 @pytest.mark.parametrize("policy", list(PLAIN))
+@few
 @given(accesses(), st.integers(0, 120), st.integers(1, 4), st.integers(1, 5))
 def test_sets_equal_plain_caches(
     policy: str, chunk: Accesses, cut: int, ways: int, sets: int
@@ -167,14 +173,30 @@ def random_accesses(seed: int, n: int, footprint: int, skew: float = 1.0) -> Acc
     return Accesses.of(np.arange(n), zeros, zeros, number * LINE, zeros + 4)
 
 
+def sweeps(seed: int, n: int, footprint: int) -> Accesses:
+    """Runs of neighbouring lines, begun anywhere, mostly repeated some times."""
+    rng = np.random.default_rng(seed)
+    parts, size = [], 0
+    while size < n:
+        length = int(rng.integers(1, 3000))
+        run = int(rng.integers(footprint)) + np.arange(length)
+        parts += [run] * int(rng.integers(1, 5))
+        size += length * 4
+    number = np.concatenate(parts) % footprint
+    zeros = np.zeros(number.size, np.int64)
+    return Accesses.of(np.arange(number.size), zeros, zeros, number * LINE, zeros + 4)
+
+
 @pytest.mark.parametrize("level", ["scalar", "avx2"])
-def test_long_runs_move_their_slots(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["random", "sweeps"])
+def test_long_runs_move_their_slots(level: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EPUR_SIMD", level)
-    chunk = random_accesses(1, 700_000, 90_000, 2.0)
+    random = kind == "random"
+    chunk = random_accesses(1, 700_000, 90_000, 2.0) if random else sweeps(1, 900_000, 90_000)
     exact = Lru(source(0), [1 << n for n in range(4, 22)], LINE)
     exact.feed(chunk)
     curve = dict(exact.result().curve or ())
-    for size in (LINE, 1 << 12, 1 << 17, 1 << 20, 1 << 21):
+    for size in (1 << n for n in range(4, 22, 3)):
         one = Lru(source(0), [size], LINE)
         best = Lru(source(0), [size], LINE, policy="belady")
         one.feed(chunk)
@@ -238,7 +260,7 @@ def repeating(draw: st.DrawFn) -> Trace:
     return Trace([Phase("layer", "forward", tuple(made))], COMPONENTS, 1 << 20, {}, extra)
 
 
-@settings(max_examples=60)
+@few
 @given(repeating())
 def test_two_turns_stand_for_all(trace: Trace) -> None:
     short, whole = (Lru(source(), line=LINE) for _ in range(2))
@@ -265,6 +287,7 @@ def test_equal_turns_are_not_expanded() -> None:
     assert result.details["misses"][-1] == 100
 
 
+@few
 @given(accesses(60), st.integers(0, 60), st.integers(1, 8))
 def test_reuse_is_that_of_the_definition(chunk: Accesses, cut: int, windows: int) -> None:
     cycles = 51
@@ -332,6 +355,7 @@ def least_traffic(chunk: Accesses, size: int, filled: bool) -> int:
 BUFFERS = (Component("cu.i.weights", 1 << 20, 64, 2), Component("intermediate", 1 << 20, 128, 4))
 
 
+@few
 @given(st.data())
 def test_a_scratchpad_keeps_what_costs_most(data: st.DataObject) -> None:
     nests = st.lists(st.tuples(*[st.integers(0, 30)] * 3), max_size=3)
@@ -481,7 +505,7 @@ def test_sizes() -> None:
 
 def test_a_footprint_beyond_the_bound_is_refused() -> None:
     model = Lru(source(0), line=1)
-    model._stack = stack.Stack(0, 1 << 20)
+    model._stack = stack.Stack(0, 4 << 20)
     with pytest.raises(EpurError, match="footprint"):
         model.feed(random_accesses(5, 300_000, 1 << 40))
 

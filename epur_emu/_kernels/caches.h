@@ -81,7 +81,7 @@ static int LEVEL(pack)(epur_cache *c) {
     }
     const uint64_t old = c->axis;
     while (axis < 4 * kept) axis *= 2;
-    if (axis >> 32) return EPUR_TOO_LARGE;
+    if (axis >> 32 || 5 * axis > c->most_bytes) return EPUR_TOO_LARGE;
     if (axis > old) {
         uint32_t *owner = realloc(c->owner, axis * sizeof *owner);
         if (!owner) return EPUR_NO_MEMORY;
@@ -175,8 +175,9 @@ static inline uint64_t LEVEL(set)(const epur_cache *c, uint64_t line) {
 int LEVEL(cache_feed)(epur_cache *c, epur_accesses *a) {
     const int axis = c->sets == 1 && c->policy != EPUR_FIFO, plain = c->sets > 1 && c->policy == EPUR_LRU;
     epur_batch b;
-    if (axis && !c->axis && LEVEL(pack)(c)) return EPUR_NO_MEMORY;
-    if (!c->lines.room && epur_lines_grow(&c->lines)) return EPUR_NO_MEMORY;
+    int failed = axis && !c->axis ? LEVEL(pack)(c) : EPUR_DONE;
+    if (!failed && !c->lines.room) failed = epur_lines_grow(&c->lines);
+    if (failed) return failed;
     for (;;) {
         epur_next(a, &b, 1);
         if (!b.size) return EPUR_DONE;
@@ -187,7 +188,7 @@ int LEVEL(cache_feed)(epur_cache *c, epur_accesses *a) {
                     c->misses += c->weight;
             continue;
         }
-        int failed = epur_number(&c->lines, &b);
+        failed = epur_number(&c->lines, &b);
         const uint64_t numbers = c->lines.pages * PAGE, each = axis ? sizeof *c->last : sizeof *c->time;
         if (numbers * each + c->lines.room * sizeof(epur_entry) + 5 * c->axis > c->most_bytes)
             failed = EPUR_TOO_LARGE;

@@ -51,28 +51,33 @@ static inline uint64_t epur_slot(const epur_lines *l, uint64_t page) {
 
 /* The next requests; `fold` joins neighbours for one line. */
 static inline void epur_next(epur_accesses *a, epur_batch *b, int fold) {
+    const int shift = a->shift;
+    const uint64_t components = (uint64_t)a->components;
+    ptrdiff_t at = a->at;
+    uint64_t part = a->part;
     int n = 0;
-    while (a->at < a->size) {
-        const uint64_t address = (uint64_t)a->address[a->at];
-        const uint64_t first = (address >> a->shift) + a->part;
-        const uint64_t last = (address + (uint64_t)a->bytes[a->at] - 1) >> a->shift;
-        const uint64_t line = first * (uint64_t)a->components + (uint64_t)a->rank[a->component[a->at]];
-        if (fold && n && b->line[n - 1] == line) {
-            b->again[n - 1]++;
-        } else {
-            if (n == BATCH) break;
+    for (; at < a->size; at++) {
+        const uint64_t address = (uint64_t)a->address[at];
+        const uint64_t last = (address + (uint64_t)a->bytes[at] - 1) >> shift;
+        const uint64_t rank = (uint64_t)a->rank[a->component[at]];
+        uint64_t first = (address >> shift) + part;
+        for (; first <= last; first++, part++) {
+            const uint64_t line = first * components + rank;
+            if (fold && n && b->line[n - 1] == line) {
+                b->again[n - 1]++;
+                continue;
+            }
+            if (n == BATCH) goto full;
             b->line[n] = line;
             b->again[n] = 0;
-            if (a->cycle) b->cycle[n] = a->cycle[a->at];
+            if (a->cycle) b->cycle[n] = a->cycle[at];
             n++;
         }
-        if (first < last) {
-            a->part++;
-        } else {
-            a->part = 0;
-            a->at++;
-        }
+        part = 0;
     }
+full:
+    a->at = at;
+    a->part = part;
     b->size = n;
 }
 
@@ -123,7 +128,7 @@ static inline int epur_number(epur_lines *l, epur_batch *b) {
 /* Make room for `need` elements in an array of `*room`, the new ones zero. */
 static inline int epur_grow(void **array, uint64_t *room, uint64_t need, size_t each) {
     if (need <= *room) return EPUR_DONE;
-    uint64_t more = *room + *room / 2;
+    uint64_t more = *room + *room / 4;
     if (more < need) more = need;
     if (more < 1024) more = 1024;
     void *made = realloc(*array, more * each);

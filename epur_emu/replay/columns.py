@@ -14,7 +14,7 @@ from epur_emu.streams import LIMIT
 from epur_emu.trace import Accesses
 
 #: Bytes that the state of one model may take.
-MOST_BYTES = 384 << 20
+MOST_BYTES = 272 << 20
 
 
 class Feeder(Protocol):

@@ -135,7 +135,8 @@ def carried(epochs: Sequence[Ranges]) -> list[Ranges]:
 
     What an epoch touched must be kept for the next epoch that touches it if that one only reads.
     """
-    points = np.unique(np.concatenate([np.append(e.start, e.end) for e in epochs]))
+    ends = [np.append(epoch.start, epoch.end) for epoch in epochs]
+    points = np.unique(np.concatenate([np.empty(0, np.int64), *ends]))
     if points.size < 2:
         return [Ranges.none() for _ in epochs]
     start, end = points[:-1], points[1:]

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from epur_emu.streams import LIMIT, AccessStream
+from epur_emu.streams import LIMIT, AccessStream, Phase
 from epur_emu.trace import Accesses, Trace
 
 #: Accesses that a jump must save to repay its search.
@@ -50,42 +50,44 @@ def repeated(
         The weights of all chunks times their sizes add up to the number of accesses. A weight
         above 1 stands for that many turns in a row like this one.
     """
-    streams = [s for phase in trace.phases for s in phase.streams if s.component in set(names)]
+    wanted = set(names)
+    streams = [s for phase in trace.phases for s in phase.streams if s.component in wanted]
+    places = [place for place, c in enumerate(trace.components) if c.name in wanted]
+    own = trace.events[np.isin(trace.events.component, places)]
+    # Every window is looked for among these streams only.
+    trace = Trace([Phase("all", "forward", tuple(streams))], trace.components, 0, events=own)
     streams.sort(key=lambda s: s.cycle)
-    starts = [s.cycle for s in streams]
-    places = [place for place, c in enumerate(trace.components) if c.name in set(names)]
-    events = trace.events.cycle[np.isin(trace.events.component, places)]
+    starts, events = [s.cycle for s in streams], own.cycle
     entered, active = 0, list[AccessStream]()
     now, patience = 0, SHORTEST
     while entered < len(streams) or active:
         reach = bisect_right(starts, now)
-        active += streams[entered:reach]
-        entered = reach
+        if entered < reach:
+            active += streams[entered:reach]
+            entered, patience = reach, SHORTEST
         active = [s for s in active if s.last_cycle >= now]
         begin = starts[entered] if entered < len(starts) else LIMIT + 1
         behind = int(np.searchsorted(events, now))
         event = int(events[behind]) if behind < events.size else LIMIT + 1
         if not active:
-            yield from _once(trace, names, now, begin)
+            yield from _once(trace, now, begin)
             now = begin
             continue
         period, turns = _best(active, now, min(begin, event), worth)
         if turns:
-            yield from _once(trace, names, now, now + period)
-            for chunk, _ in _once(trace, names, now + period, now + 2 * period):
+            yield from _once(trace, now, now + period)
+            for chunk, _ in _once(trace, now + period, now + 2 * period):
                 yield chunk, turns - 1
             now, patience = now + turns * period, SHORTEST
             continue
         until = _after(active, now, patience)
-        yield from _once(trace, names, now, until)
+        yield from _once(trace, now, until)
         now, patience = until, min(2 * patience, LONGEST)
-    yield from _once(trace, names, now, None)
+    yield from _once(trace, now, None)
 
 
-def _once(
-    trace: Trace, names: Sequence[str], start: int, stop: int | None
-) -> Iterator[tuple[Accesses, int]]:
-    for chunk in trace.expand(CHUNK, names, start, stop):
+def _once(trace: Trace, start: int, stop: int | None) -> Iterator[tuple[Accesses, int]]:
+    for chunk in trace.expand(CHUNK, start=start, stop=stop):
         yield chunk, 1
 
 

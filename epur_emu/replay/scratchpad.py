@@ -79,7 +79,8 @@ class Scratchpad:
     ) -> None:
         self._source = source
         self._sizes = None if sizes is None else check_sizes(sizes, 1)
-        self._table = EnergyTable.load(table)
+        # Loading takes longer than a small sweep.
+        self._table = EnergyTable.load(table) if "accelerator" in source.meta else None
         self._dram_bytes = 0
         self._buffers = {
             place: _Buffer(source.components[place], [], dict.fromkeys(OPS, 0))
@@ -147,7 +148,7 @@ class Scratchpad:
             ",".join(buffer.component.name for buffer in self._buffers.values()),
             sum(sweep.buffer.accesses for sweep in sweeps),
             tuple((s, n / total if total else 0.0) for s, n in zip(sizes, again, strict=True)),
-            {"table": f"{self._table.name}:{self._table.cell}", "sizes": list(sizes),
+            {"table": self._table and f"{self._table.name}:{self._table.cell}", "sizes": list(sizes),
              "components": rows},
         )  # fmt: skip
 
@@ -172,20 +173,22 @@ class Scratchpad:
 
     def _energy(self, buffer: _Buffer, size: int, again: int) -> float | None:
         """Of the buffer itself, and of what is fetched again and written to it; pJ."""
-        component = buffer.component
+        component, table = buffer.component, self._table
         kind = component.name.rpartition(".")[2]
         width = component.width_bits
+        if table is None:
+            return None
         try:
             accelerator = Accelerator.from_dict(self._source.meta["accelerator"])
-            memory = self._table.memory(kind, size, width, component.banks)
+            memory = table.memory(kind, size, width, component.banks)
             if kind == "inputs":
                 shared = next(c for c in self._source.components if c.name == "intermediate")
-                outer = self._table.memory(
+                outer = table.memory(
                     "intermediate", shared.capacity or 0, shared.width_bits, shared.banks
                 )
                 fetch = outer.read_pj.value * 8 / outer.width_bits
             else:
-                fetch = self._table.dram.pj_per_byte("read")
+                fetch = table.dram.pj_per_byte("read")
         except (KeyError, StopIteration, AcceleratorError, TableError):
             return None
         seconds = accelerator.seconds(self._source.cycles)
