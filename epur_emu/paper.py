@@ -386,7 +386,10 @@ def variations(base: Settings) -> Iterable[tuple[str, Settings]]:
         "floating-point units as synthesised (Aladdin)",
         of_table(operations=synthesised.operations, register=synthesised.register),
     )
-    yield "operations without pipeline registers", of_table(register=replace(table.register, value=0.0))
+    yield (
+        "operations without pipeline registers",
+        of_table(register=replace(table.register, value=0.0)),
+    )
     yield "DRAM powers down while idle", of_table(dram_idle="power-down")
     yield "DRAM refreshes itself while idle", of_table(dram_idle="self-refresh")
     for dram in ("lpddr4x", "lpddr5"):

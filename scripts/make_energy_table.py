@@ -264,11 +264,10 @@ def generate(
         for cell, ports in ((c, p) for c in hand["cells"] for p in PORTS):
             macro = Macro(size // macros, width, max(1, banks // macros), cell, ports)
             if macro not in results:
-                results[macro] = fitting(
-                    cacti, macro, technology_nm / 1000, temperature, period_ns
-                )
+                results[macro] = fitting(cacti, macro, technology_nm / 1000, temperature, period_ns)
             parts, r = results[macro]
-            if (kind, ports) == ("weights", hand["ports"]) and size > densities.get(cell, (0, 0))[0]:
+            largest, _ = densities.get(cell, (0, 0.0))
+            if (kind, ports) == ("weights", hand["ports"]) and size > largest:
                 densities[cell] = (size, r.leakage_mw / r.area_mm2)
             leaks = f"CACTI, per bank, x {macro.banks * parts * macros} banks"
             area = "CACTI" if macros == 1 else f"CACTI, x {macros} macros"

@@ -33,7 +33,7 @@ def test_shapes_have_the_published_sizes(network: paper.PaperNetwork) -> None:
 
 
 def test_every_figure_is_there(found: dict[tuple[str, str, str], paper.Figure]) -> None:
-    assert sum(f.published is not None for f in found.values()) == 26
+    assert sum(f.published is not None for f in found.values()) == 29
     assert all(f.ours is not None and math.isfinite(f.ours) and f.ours > 0 for f in found.values())
     for network in paper.networks():
         for dataflow in paper.DATAFLOWS:
@@ -97,10 +97,11 @@ def test_settings_move_what_they_should() -> None:
     assert without[speed] == plain[speed]
 
 
-def test_the_page_holds_what_the_code_gives() -> None:
+def test_the_pages_hold_what_the_code_gives() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "make_validation.py"))
-    page = (ROOT / "docs" / "validation.md").read_text(encoding="utf-8")
-    assert script["filled"](page) == page, "run scripts/make_validation.py docs/validation.md"
+    for name in ("validation", "energy"):
+        page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert script["filled"](page) == page, f"run scripts/make_validation.py docs/{name}.md"
     with pytest.raises(ValueError, match="no mark"):
         script["filled"]("")
 

@@ -281,11 +281,14 @@ def _plain(text: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` where it says something, else `below`; a value is taken whole, memories are added."""
+    """`above` where it says something, else `below`; a value is taken whole.
+
+    Memories are added to those below, or take the place of the same; an empty list leaves none.
+    """
     out = dict(below)
     for key, value in above.items():
         old = below.get(key)
-        if key == "memories" and isinstance(value, list) and isinstance(old, list):
+        if key == "memories" and value and isinstance(value, list) and isinstance(old, list):
             size = ("kind", "capacity_bytes", "width_bits", "banks", "cell", "ports")
             new = [tuple(m.get(k) for k in size) for m in value if isinstance(m, dict)]
             out[key] = [m for m in old if tuple(m.get(k) for k in size) not in new] + value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +88,8 @@ def _shares(stream: AccessStream, bounds: list[int]) -> Doubles:
         out = np.zeros(len(bounds) - 1)
         out[-1] = 1.0
         return out
-    first = np.searchsorted(bounds, stream.cycle, "right") - 1
-    last = np.searchsorted(bounds, stream.last_cycle, "right")
+    first = bisect_right(bounds, stream.cycle) - 1
+    last = bisect_right(bounds, stream.last_cycle)
     done = np.zeros(len(bounds))
     done[last:] = stream.accesses
     for part in range(first + 1, min(last, len(bounds) - 1)):

@@ -11,11 +11,11 @@ from epur_emu.energy import EnergyTable, Report, timeline
 from epur_emu.plots import COLOURS, figure, save
 from epur_emu.trace import Trace
 
-#: One colour for each group of components, in every figure.
+#: One colour for each group of components, in every figure; the lowest of a stack first.
 GROUP_COLOURS = {
-    "weights": COLOURS[0], "intermediate": COLOURS[5], "inputs": COLOURS[2], "row": COLOURS[6],
-    "dram": COLOURS[3], "dpu": COLOURS[1], "mu": COLOURS[4], "link": COLOURS[7],
-    "static": "0.75",
+    "static": "0.75", "weights": COLOURS[0], "row": COLOURS[6], "inputs": COLOURS[2],
+    "intermediate": COLOURS[5], "dpu": COLOURS[1], "mu": COLOURS[4], "link": COLOURS[7],
+    "dram": COLOURS[3],
 }  # fmt: skip
 
 #: Prefixes of joule and the power of ten of pJ that each stands for.
@@ -47,9 +47,8 @@ def plot_energy(trace: Trace, table: EnergyTable, report: Report, path: str | Pa
     draw_bars(bars, report)
     cycles = over_time.cycles
     bottom = np.zeros(cycles.size - 1)
-    order = ["static", *sorted(over_time.power_mw.keys() - {"static"}, key=_place)]
-    for name in order:
-        power = over_time.power_mw[name]
+    for name in GROUP_COLOURS:
+        power = over_time.power_mw.get(name, np.zeros(1))
         if not power.any():
             continue
         times.stairs(
@@ -58,6 +57,8 @@ def plot_energy(trace: Trace, table: EnergyTable, report: Report, path: str | Pa
         )  # fmt: skip
         bottom = bottom + power
     times.set_xlim(0, cycles[-1])
+    times.locator_params(axis="x", nbins=6)
+    times.xaxis.set_major_formatter("{x:,.0f}")
     times.set_ylim(0, None)
     times.set_xlabel(f"cycle   (the run takes {report.seconds * 1e3:.4g} ms)")
     times.set_ylabel("power (mW)")
@@ -65,6 +66,7 @@ def plot_energy(trace: Trace, table: EnergyTable, report: Report, path: str | Pa
     times.annotate(
         f"average {report.average_mw:.0f} mW", (1, report.average_mw), (0, 3),
         xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=8,
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
     handles, labels = times.get_legend_handles_labels()
     times.legend(
@@ -82,7 +84,10 @@ def draw_bars(axes: Any, report: Report) -> None:
     static = [cost.static_pj / scale for _, cost in groups]
     places = range(len(groups))
     axes.barh(places, dynamic, color=COLOURS[0], label="dynamic")
-    axes.barh(places, static, left=dynamic, color=COLOURS[1], hatch="///", edgecolor="white", linewidth=0, label="static")
+    axes.barh(
+        places, static, left=dynamic, color=COLOURS[1], hatch="///", edgecolor="white",
+        linewidth=0, label="static",
+    )  # fmt: skip
     axes.set_yticks(places, [name for name, _ in groups])
     total = report.total_pj or 1.0
     for place, (_, cost) in zip(places, groups, strict=True):
@@ -96,7 +101,3 @@ def draw_bars(axes: Any, report: Report) -> None:
     axes.set_title(f"{report.total_pj / scale:.4g} {unit}, table {report.table}", fontsize=10)
     axes.margins(x=0.08)
     axes.legend(loc="lower right", frameon=False)
-
-
-def _place(name: str) -> int:
-    return list(GROUP_COLOURS).index(name)
