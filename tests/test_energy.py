@@ -511,6 +511,8 @@ def _damaged(plain: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
         ("ports", "2rw"),
         ("temperature_k", 0),
         ("sram", "cacti-5nm"),
+        ("sram", []),
+        ("cacti.temperature_k", "hot"),
         ("register", None),
         ("register.value", -1),
         ("memories", "none"),
@@ -701,6 +703,16 @@ def test_a_memory_of_another_size_comes_from_the_grid() -> None:
     one = PRESET.memory("weights", 2 << 20, 256, 8)
     assert (halves.macros, halves.read_pj.value) == (2, one.read_pj.value)
     assert halves.area_mm2.value == 2 * one.area_mm2.value
+
+
+def test_an_accelerator_of_other_sizes_is_priced() -> None:
+    own = replace(EPUR, weight_buffer_bytes=96 << 10, intermediate_bytes=768 << 10)
+    schedule = schedule_sequence(SHAPE, 5, FP16, own)
+    meta = {"accelerator": own.to_dict(), "arithmetic": FP16.to_dict()}
+    trace = Trace(schedule.phases, schedule.components, schedule.cycles, meta)
+    small, large = energy(trace, PRESET), energy(scheduled("epur"), PRESET)
+    assert small.area_mm2 < 0.1 * large.area_mm2
+    assert small.groups()["weights"].dynamic_pj < 0.3 * large.groups()["weights"].dynamic_pj
 
 
 def test_leakage_follows_the_temperature() -> None:

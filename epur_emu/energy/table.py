@@ -292,7 +292,7 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
             size = ("kind", "capacity_bytes", "width_bits", "banks", "cell", "ports")
             new = [tuple(m.get(k) for k in size) for m in value if isinstance(m, dict)]
             out[key] = [m for m in old if tuple(m.get(k) for k in size) not in new] + value
-        elif isinstance(value, dict) and isinstance(old, dict) and "value" not in value:
+        elif isinstance(value, dict) and isinstance(old, dict) and "value" not in (*value, *old):
             out[key] = _laid_over(old, value)
         else:
             out[key] = value
@@ -365,6 +365,9 @@ class _Reader(Reader):
             for name, formats in self.mapping(given["operations"], "operations").items()
             for fmt, entry in self.mapping(formats, f"operations.{name}").items()
         )
+        cacti = dict(self.mapping(given["cacti"], "cacti"))
+        if "temperature_k" in cacti:
+            self.count(cacti["temperature_k"], "cacti.temperature_k")
         return EnergyTable(
             name=self.text(given["name"], "name"),
             cell=self.text(given["cell"], "cell"),
@@ -375,10 +378,10 @@ class _Reader(Reader):
             cells=cells,
             operation_scale=self.value(given["operation_scale"], "operation_scale"),
             register=self.value(given["register"], "register"),
-            sram=given["sram"] and self.text(given["sram"], "sram"),
+            sram="" if given["sram"] == "" else self.text(given["sram"], "sram"),
             memories=memories,
             operations=operations,
             dram=self.dram(given["dram"]),
             logic=self.logic(given["logic"]),
-            cacti=dict(self.mapping(given["cacti"], "cacti")),
+            cacti=cacti,
         )
