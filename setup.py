@@ -122,7 +122,7 @@ setup(
     ],
     package_dir={"epur_emu._models": "models", "epur_emu._traces": "traces"},
     package_data={
-        "epur_emu": ["py.typed", "data/**/*.toml"],
+        "epur_emu": ["py.typed", "data/**/*.toml", "data/report/*"],
         "epur_emu._models": ["*.md", "*/*"],
         "epur_emu._traces": ["*.md", "*.h5"],
     },

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from epur_emu.cli import formats, networks, paper, replay, traces
+from epur_emu.cli import formats, networks, paper, replay, report, traces
 from epur_emu.errors import EpurError
 from epur_emu.version import __version__
 
@@ -27,6 +27,7 @@ COMMANDS = (
     traces.trace,
     traces.energy_,
     replay.replay_,
+    report.report_,
     formats.formats,
     paper.paper,
 )
