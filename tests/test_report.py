@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import traces
 
 pytest.importorskip("matplotlib")
@@ -27,9 +29,11 @@ from epur_emu.energy import EnergyTable, energy
 from epur_emu.errors import EpurError
 from epur_emu.network import LayerShape
 from epur_emu.plots import report as figures
+from epur_emu.plots.results import front
 from epur_emu.report import report
 from epur_emu.report import trace as trace_report
 from epur_emu.streams import AccessStream, Component, Phase
+from epur_emu.study.results import Results, energy_of, trace_of
 from epur_emu.trace import Trace
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -318,3 +322,143 @@ def test_spans_that_lie_close_are_drawn_as_one() -> None:
     spans = [(0, 10), (5, 20), (21, 30), (100, 110)]
     assert figures._joined(spans, 2) == [(0, 30), (100, 110)]
     assert figures._joined(spans, 0) == [(0, 20), (21, 30), (100, 110)]
+
+
+# --- results of a study
+
+
+def a_point(
+    place: int, model: str, mantissa: int, accelerator: str, **given: Any
+) -> dict[str, Any]:
+    """A point as `Results` has it; coarser formats score worse and cost less."""
+    score = 40.0 - 30.0 * 2.0 ** (1 - mantissa)
+    memories = ("cu.weights", "cu.inputs", "intermediate", "dram", "dpu", "mu", "link")
+    costs = {
+        name: {"dynamic": 1e6 * mantissa / (n + 1), "static": 1e5 / (n + 1), "accesses": 100.0}
+        for n, name in enumerate(memories)
+    }
+    rows = {name: {"reads": 10.0, "writes": 5.0, "bytes": 480.0} for name in memories[:4]}
+    point = {
+        "point": place, "key": f"{place:08x}", "model": model, "task": "translation",
+        "arithmetic": f"epur-e5m{mantissa}", "accelerator": accelerator, "dataflow": accelerator,
+        "table": "epur-28nm", "metric": "BLEU", "higher_is_better": True, "float32": 40.0,
+        "emulated": score, "loss": 40.0 - score, "n": 100, "same_outputs": 90 + mantissa,
+        "metrics": {"float32": {"BLEU": 40.0}, "emulated": {"BLEU": score}},
+        "bits": {"weight": 6.0 + mantissa, "input": 16.0}, "weight_bits": 1e6 * (6 + mantissa), "items": 100,
+        "cycles": 6e5, "seconds": 1.2e-3, "real_time_factor": None, "energy_pj": energy_of(costs),
+        "average_mw": 500.0, "peak_mw": 640.0, "area_mm2": 34.6, "wider": {},
+        "layers": [
+            {"name": f"encoder.{n}", "max_abs_error": 2.0 ** (-mantissa - n), "rms_error": 1e-4,
+             "overflow": 0, "saturation": 0}
+            for n in range(3)
+        ],
+        "trace": trace_of(rows), "stage": "sweep", "chosen": False, "problem": None,
+    }  # fmt: skip
+    return point | given
+
+
+def a_study(**given: Any) -> Results:
+    places = itertools.count()
+    points = [
+        a_point(next(places), model, bits, accelerator)
+        for model in ("translate", "digits")
+        for accelerator in ("epur", "epur-mwl")
+        for bits in (2, 4, 6, 8, 10)
+    ]
+    nothing = {
+        "metric": None, "float32": None, "emulated": None, "loss": None, "n": 0, "same_outputs": None,
+        "metrics": {"float32": {}, "emulated": {}}, "bits": {}, "cycles": None, "seconds": None,
+        "energy_pj": None, "average_mw": None, "peak_mw": None, "area_mm2": None, "layers": [],
+        "trace": None, "problem": "does not fit: 9 MiB of weights",
+    }  # fmt: skip
+    points.append(a_point(next(places), "digits", 3, "epur", **nothing))
+    search = {
+        "model": "digits",
+        "accelerator": "epur",
+        "loss": 0.5,
+        "evaluations": 30,
+        "chosen": 11,
+    }
+    return Results(
+        **{"name": "mantissa", "study": 'models = ["digits"]\n<b>', "points": points,
+           "summary": "How many bits?", "software": {"epur_emu": "0.1.0", "numpy": "2"},
+           "planned": len(points), "made": "2026-01-31", "searches": [search]} | given
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study_html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("study") / "results.h5"
+    a_study().save(path)
+    return report(path).html()
+
+
+def test_a_study_asks_for_nothing_from_outside(study_html: str) -> None:
+    page = Reader(study_html)
+    allowed = ("#", "data:,", "data:image/png;base64,")
+    assert all(address.startswith(allowed) for address in page.addresses)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_a_study_shows_every_point(study_html: str) -> None:
+    results, page = a_study(), Reader(study_html)
+    assert json.loads(page.scripts[0])["points"] == results.points
+    searches, table = page.tables
+    assert [row[:5] for row in searches[1:]] == [["digits", "epur", "0.5", "30", "epur-e5m4"]]
+    head, *rows = table
+    assert len(rows) == len(results.points)
+    for row, point in zip(rows, results.points, strict=True):
+        shown = dict(zip(head, row, strict=True))
+        assert shown["arithmetic"] == point["arithmetic"]
+        assert shown["problem"] == (point["problem"] or "-")
+        if point["energy_pj"]:
+            assert float(shown["energy (uJ)"]) == pytest.approx(
+                point["energy_pj"]["total"] * 1e-6, 1e-3
+            )
+            assert float(shown["emulated"]) == pytest.approx(point["emulated"], 1e-3)
+        else:
+            assert shown["energy (uJ)"] == shown["emulated"] == "-"
+    assert page.text.count("1 without a result") == 1
+    assert 'models = ["digits"]\n<b>' in page.text
+    assert results.digest in page.text
+
+
+def test_an_interrupted_study_is_told(tmp_path: Path, study_html: str) -> None:
+    a_study(planned=99).save(tmp_path / "results.h5")
+    assert "21 of its 99 points" in Reader(report(tmp_path / "results.h5").html()).text
+    assert "interrupted" not in Reader(study_html).text
+
+
+@pytest.mark.parametrize("change", [{"points": [], "searches": []}, {"searches": [{}]}])
+def test_a_study_of_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
+    a_study(**change).save(tmp_path / "results.h5")
+    Reader(report(tmp_path / "results.h5").html())
+
+
+def test_a_metric_of_which_less_is_better_and_many_points(tmp_path: Path) -> None:
+    points = [
+        a_point(
+            n, "digits", 1 + n % 10, "epur", higher_is_better=False, metric="WER", emulated=float(n)
+        )
+        for n in range(50)
+    ]
+    a_study(points=points, searches=[]).save(tmp_path / "results.h5")
+    html = report(tmp_path / "results.h5").html()
+    assert "WER (lower is better)" in html
+    assert "the first 40 of 50 points" in html
+
+
+def test_damaged_results_are_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.h5"
+    a_study().save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(EpurError, match=r"results\.h5"):
+        report(path)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    costs, merits = [c for c, _ in points], [m for _, m in points]
+    best = [points[n] for n in front(costs, merits)]
+    beaten = {p for p in points if any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)}
+    assert best == sorted(set(points) - beaten)

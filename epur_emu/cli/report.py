@@ -15,7 +15,7 @@ from epur_emu.report import report
 @click.option("--figures", help="Write the figures to this folder too, as PNG and SVG.")
 @as_json
 def report_(path: str, output: str, table: str, figures: str | None, json_: bool) -> None:
-    """Make one HTML file of a trace: energy, time, memory sizes, how to reproduce.
+    """Make one HTML file of a trace or of the results of `epur sweep`: figures, tables, how to reproduce.
 
     It opens offline, in light and dark, and asks for nothing from outside.
     """
