@@ -369,13 +369,16 @@ def astray(array):
 def test_numbers_between_words(dtype, monkeypatch):
     """C may not read these as they are; the kernels are shown none."""
     v = FEW[:100].astype(dtype)
-    for name in ("_round_single", "_round_double"):
 
-        def watched(*given, inner=getattr(rounding, name)):
+    def watched(inner):
+        def call(*given):
             assert all(one.flags.aligned for one in given if isinstance(one, np.ndarray))
             return inner(*given)
 
-        monkeypatch.setattr(rounding, name, watched)
+        return call
+
+    for name in ("_round_single", "_round_double"):
+        monkeypatch.setattr(rounding, name, watched(getattr(rounding, name)))
     assert same(round_to(astray(v), parse("e4m3")), round_to(v, parse("e4m3")))
     with pytest.raises(FormatError, match="aligned"):
         round_to(v, parse("e4m3"), out=astray(np.zeros(100, np.float32)))
