@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from epur_emu.cli import formats, networks, paper, replay, traces
+from epur_emu.cli import formats, networks, paper, replay, study, traces
 from epur_emu.errors import EpurError
 from epur_emu.version import __version__
 
@@ -29,6 +29,7 @@ COMMANDS = (
     replay.replay_,
     formats.formats,
     paper.paper,
+    study.sweep,
 )
 
 
