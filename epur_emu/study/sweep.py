@@ -152,8 +152,11 @@ def _run(
                 else:
                     state.sweep(runner)
         except BaseException:
-            with suppress(EpurError):
-                _save_part(state, target, progress)
+            if not journal.results:
+                journal.remove()
+            else:
+                with suppress(EpurError):
+                    _save_part(state, target, progress)
             raise
         found = state.results()
         found.save(target)
