@@ -86,6 +86,7 @@ extras = {
     "image": ["pillow>=9.5"],
     "silero": ["silero-vad>=5"],
     "plot": ["matplotlib>=3.7"],
+    "distributed": ["distributed>=2024.1", *evaluate],
     "train": ["torch>=2.1", "tokenizers>=0.15", "pillow>=9.5", *evaluate],
     "bench": ["torch>=2.1", "onnx>=1.15", "onnxruntime>=1.17", "ml_dtypes>=0.5", "gfloat>=0.5"],
     "frameworks": ["torch>=2.1", "onnx>=1.15", "onnxscript", "onnxruntime>=1.17", "keras>=3"],

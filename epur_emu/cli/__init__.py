@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from epur_emu.cli import formats, networks, paper, replay, report, traces
+from epur_emu.cli import formats, networks, paper, replay, report, study, traces
 from epur_emu.errors import EpurError
 from epur_emu.version import __version__
 
@@ -30,6 +30,7 @@ COMMANDS = (
     report.report_,
     formats.formats,
     paper.paper,
+    study.sweep,
 )
 
 

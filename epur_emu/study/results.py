@@ -13,6 +13,7 @@ attributes      ``format`` ("epur-study"), ``version`` ("1.0"), ``name``, ``comp
 ``study``       the study's TOML text, bytes
 ``summary``     what the study says of itself, bytes
 ``software``    versions that made it: JSON, bytes
+``plan``        hashes of the study's parts: JSON, bytes
 ``points``      a row for each point: model, arithmetic, accelerator, dataflow, table and numbers
 ``metrics``     ``point``, ``name``, ``float32``, ``emulated``: all metrics of the task
 ``bits``        ``point``, ``place``, ``mean``: bits of a value at each place of the datapath
@@ -116,7 +117,7 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "wider": (("operation", "text", ""), ("format", "text", "")),
 }  # fmt: skip
 _NAMED = ("arithmetics", "accelerators")
-_TEXTS = ("study", "summary", "software")
+_TEXTS = ("study", "summary", "software", "plan")
 _MOST_ROWS = 1 << 24
 _REMEDY = "make the results anew with epur sweep"
 
@@ -144,8 +145,12 @@ class Results:
     arithmetics, accelerators : dict of str to dict
         By name, all their fields.
     searches : list of dict
-        Of each search: model, accelerator, dataflow, table, loss, evaluations, chosen (a point's place,
-        or None), weight_bits, bits by pass and gate, metric values.
+        Of each search: model, arithmetic (where it began), accelerator, dataflow, place, groups,
+        metric, loss_allowed, float32, emulated, loss, evaluations, ended (why), chosen (an arithmetic's
+        name, or None), formats (by group), weight_bits, uniform (the narrowest format that everywhere
+        keeps the loss), uniform_bits.
+    plan : dict of str to str
+        Hashes of the study's parts: whether it has changed since.
     """
 
     name: str
@@ -158,6 +163,7 @@ class Results:
     arithmetics: dict[str, dict[str, Any]] = field(default_factory=dict)
     accelerators: dict[str, dict[str, Any]] = field(default_factory=dict)
     searches: list[dict[str, Any]] = field(default_factory=list)
+    plan: dict[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -205,9 +211,8 @@ class Results:
         file.attrs["version"] = ".".join(map(str, VERSION))
         for key in ("name", "complete", "planned", "made", "digest"):
             file.attrs[key] = getattr(self, key)
-        for key, text in zip(
-            _TEXTS, (self.study, self.summary, _json(self.software).decode()), strict=True
-        ):
+        texts = (self.study, self.summary, _text(self.software), _text(self.plan))
+        for key, text in zip(_TEXTS, texts, strict=True):
             file[key] = np.frombuffer(text.encode(), np.uint8)
         _put(file, "points", COLUMNS, self.points)
         for name, columns in _TABLES.items():
@@ -276,6 +281,7 @@ class Results:
         found = cls(
             str(file.attrs["name"]), texts[0], rows, texts[1], json.loads(texts[2]),
             int(file.attrs["planned"]), str(file.attrs["made"]), **named, searches=searches,
+            plan=json.loads(texts[3]),
         )  # fmt: skip
         if found.digest != file.attrs["digest"]:
             raise StudyError(path, "digest", "does not fit the content", _REMEDY)
