@@ -230,6 +230,11 @@ class _Runs:
     def gpu(self, each: Run, batched: bool = False) -> float:
         return self.settings.baseline.seconds(each.network.shape, each.steps, batched)
 
+    def fused(self, each: Run) -> float:
+        """Time with one product for all gates and one pointwise kernel, as cuDNN has it."""
+        merged = self.settings.baseline.varied(matrix_kernels=2, pointwise_kernels=1)
+        return merged.seconds(each.network.shape, each.steps)
+
     def speedup(self, each: Run) -> float:
         return self.gpu(each) / each.seconds
 
@@ -246,7 +251,7 @@ class _Runs:
             for s in phase.streams:
                 if s.component == "intermediate":
                     moved[s.op] += s.total_bytes
-        dram = self.settings.table.dram
+        dram = self.settings.table.dram_of(None)
         extra = math.fsum(dram.pj_per_byte(op) * size for op, size in moved.items())
         there = each.trace.bytes_by_component()["dram"]
         size = sum(moved.values())
@@ -292,6 +297,9 @@ _AVERAGES: dict[str, Callable[[_Runs, str], float]] = {
     "speed of Tegra X1 with MWL in software": lambda runs, _: fmean(
         runs.gpu(r) / runs.gpu(r, True) for r in runs.of("epur")
     ),
+    "speed of Tegra X1 with cuDNN": lambda runs, _: fmean(
+        runs.gpu(r) / runs.fused(r) for r in runs.of("epur")
+    ),
 }  # fmt: skip
 
 #: From a run to a figure of one network.
@@ -299,6 +307,9 @@ _SINGLE: dict[str, Callable[[_Runs, Run], float]] = {
     "energy reduction": lambda runs, r: runs.saving(r),
     "speedup": lambda runs, r: runs.speedup(r),
     "real time": lambda runs, r: r.steps * (r.network.frame_seconds or math.nan) / r.seconds,
+    "real time of Tegra X1": lambda runs, r: (
+        r.steps * (r.network.frame_seconds or math.nan) / runs.gpu(r)
+    ),
 }
 
 #: From a report of any run to a figure of the chip.
@@ -330,7 +341,8 @@ def figures(settings: Settings | None = None) -> list[Figure]:
         elif network == "least":
             ours = min(_SINGLE[name](runs, r) for r in runs.of(dataflow))
         else:
-            ours = _SINGLE[name](runs, runs.found[network, dataflow])
+            one = runs.found[network, dataflow if dataflow in DATAFLOWS else DATAFLOWS[0]]
+            ours = _SINGLE[name](runs, one)
         bound = "least" if each.get("least") else "most" if each.get("most") else ""
         out.append(Figure(name, network, dataflow, each["unit"], each["published"], ours, bound))
     known = {(f.name, f.network, f.dataflow) for f in out}
@@ -358,14 +370,30 @@ def variations(base: Settings) -> Iterable[tuple[str, Settings]]:
     def of_gpu(**values: float) -> Settings:
         return replace(base, baseline=gpu.varied(**values))
 
+    def of_table(**values: Any) -> Settings:
+        return replace(base, table=table.varied(**values))
+
     for cell, text in table.cells.items():
         if cell != table.cell:
-            yield f"memories of {text}", replace(base, table=replace(table, cell=cell))
-    yield "no bank is power-gated", replace(base, table=replace(table, gate_banks=False))
+            yield f"memories of {text}", of_table(cell=cell)
+    for ports, text in (("1rw", "one port each"), ("1r1w", "a port to read and one to write")):
+        if ports != table.ports:
+            yield f"memories of {text}", of_table(ports=ports)
+    yield "memories at 340 K", of_table(temperature_k=340)
+    yield "no bank is power-gated", of_table(gate_banks=False)
+    synthesised = EnergyTable.load("epur-28nm-synthesised")
     yield (
-        "DRAM refreshes itself while idle",
-        replace(base, table=replace(table, dram_idle="self-refresh")),
+        "floating-point units as synthesised (Aladdin)",
+        of_table(operations=synthesised.operations, register=synthesised.register),
     )
+    yield (
+        "operations without pipeline registers",
+        of_table(register=replace(table.register, value=0.0)),
+    )
+    yield "DRAM powers down while idle", of_table(dram_idle="power-down")
+    yield "DRAM refreshes itself while idle", of_table(dram_idle="self-refresh")
+    for dram in ("lpddr4x", "lpddr5"):
+        yield f"DRAM is {dram.upper()}", of_table(dram=dram)
     yield "E-PUR's energy without its DRAM", replace(base, dram=False)
     yield "sequences half as long", replace(base, length=0.5)
     yield "sequences a quarter longer", replace(base, length=1.25)

@@ -167,7 +167,7 @@ def round_to(
             "round_to", "out", f"is {result.dtype} {result.shape}",
             f"give a C-contiguous, aligned float32 array {values.shape}",
         )  # fmt: skip
-    values = np.ascontiguousarray(np.require(values, requirements="A"))
+    values = np.ascontiguousarray(np.require(values, requirements=["A"]))
     if values is not out and np.may_share_memory(values, result):
         values = values.copy()
     if not values.size:
@@ -214,7 +214,7 @@ def _random(
         raise FormatError(
             "round_to", "random", f"is {random.dtype} {random.shape}", f"give uint32 {shape}"
         )
-    return np.require(random, requirements="CA").ravel(), 0, 0
+    return np.require(random, requirements=["C", "A"]).ravel(), 0, 0
 
 
 def _overflow(format: FloatFormat) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from epur_emu.cli import formats, networks, paper, replay, report, study, traces
+from epur_emu.cli import energy, formats, networks, paper, replay, report, study, traces
 from epur_emu.errors import EpurError
 from epur_emu.version import __version__
 
@@ -25,7 +25,7 @@ COMMANDS = (
     networks.evaluate,
     networks.calibrate,
     traces.trace,
-    traces.energy_,
+    energy.energy_,
     replay.replay_,
     report.report_,
     formats.formats,

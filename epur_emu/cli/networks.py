@@ -12,6 +12,7 @@ from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import arithmetic
 from epur_emu.checkpoints.folder import write_calibration
 from epur_emu.checkpoints.importers import IMPORTERS
+from epur_emu.cli.energy import show_report
 from epur_emu.cli.shared import (
     accelerator_option,
     arithmetic_option,
@@ -20,7 +21,6 @@ from epur_emu.cli.shared import (
     si,
     table_option,
 )
-from epur_emu.cli.traces import show_report
 from epur_emu.energy import EnergyTable
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.importing import import_checkpoint

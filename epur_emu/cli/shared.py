@@ -18,7 +18,7 @@ table_option = click.option(
     "--table",
     default="epur-28nm",
     show_default=True,
-    help="Energy table: a preset (NAME or NAME:CELL) or TOML file.",
+    help="Energy table: a preset (NAME, NAME:CELL or NAME:PORTS) or a TOML file.",
 )
 arithmetic_option = click.option(
     "--arithmetic", "arithmetic_", default="epur-fp16", show_default=True,

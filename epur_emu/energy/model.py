@@ -11,8 +11,10 @@ import numpy as np
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow.operations import UnitFormats
-from epur_emu.energy.report import Cost, PhaseCost, Report
-from epur_emu.energy.table import EnergyTable, Memory
+from epur_emu.energy.dram import Dram
+from epur_emu.energy.report import Cost, PhaseCost, Report, group
+from epur_emu.energy.sram import Memory
+from epur_emu.energy.table import EnergyTable
 from epur_emu.errors import AcceleratorError, FormatError, TableError, TraceError
 from epur_emu.streams import LIMIT, OPS, UNITS, AccessStream, Component, Loop, Phase
 from epur_emu.trace import Accesses, Trace
@@ -28,8 +30,10 @@ def energy(trace: Trace, table: EnergyTable) -> Report:
     """What a trace costs.
 
     An access of b bytes through a port of w bits costs ``ceil(8 b / w)`` accesses of the table. A
-    byte of DRAM traffic costs its bits and its share of one page's activation. Leakage runs for all
-    of the trace's cycles, but for the banks that the run never touches if the table gates them.
+    byte of DRAM traffic costs its bits and its share of one page's activation. An operation costs
+    that of its format and a pipeline register of its bits for each cycle of its latency; the DPUs'
+    multiplications have registers for their two operands too. Leakage runs for all of the trace's
+    cycles, but for the banks that the run never touches if the table gates them.
 
     Parameters
     ----------
@@ -44,41 +48,119 @@ def energy(trace: Trace, table: EnergyTable) -> Report:
     TraceError
         The trace lacks, or has damaged, the accelerator or the arithmetic.
     """
-    accelerator, arithmetic = _made_by(trace)
-    places = [_place(component, accelerator, table) for component in trace.components]
-    by_name = {place.name: place for place in places}
-    units = {unit: _Unit() for unit in UNITS}
-    pricing = _Pricing(table, arithmetic, accelerator.width)
-    phases = []
-    for phase in trace.phases:
-        parts = [by_name[stream.component].stream(stream) for stream in phase.streams]
-        parts += [units[unit].add(n, pj) for unit, n, pj in pricing.phase(phase)]
-        phases.append(
-            PhaseCost(phase.layer, phase.kind, phase.first_cycle, phase.cycles, fsum(parts))
-        )
-    if len(events := trace.events):
-        parts = [place.events(events, index) for index, place in enumerate(places)]
-        first, last = int(events.cycle.min()), int(events.cycle.max())
-        phases.append(PhaseCost("", "events", first, last + 1 - first, fsum(parts)))
+    return Priced(trace, table).report()
 
-    seconds = accelerator.seconds(trace.cycles)
-    costs = {place.name: place.cost(seconds) for place in places}
-    logic = table.logic
-    leakage = logic.leakage_mw[table.cell].value * PJ_PER_MW_SECOND * seconds
-    shares = {"dpu": logic.dpu_share.value, "mu": 1 - logic.dpu_share.value, "link": 0.0}
-    for name, unit in units.items():
-        costs[name] = Cost(fsum(unit.parts), leakage * shares[name], unit.count)
-    chip = [place for place in places if isinstance(place, _Chip)]
-    area = [memory.area_mm2.value for place in chip for _, memory in place.memories]
-    return Report(
-        table=f"{table.name}:{table.cell}",
-        seconds=seconds,
-        peak_mw=_peak_mw(chip, table, pricing, trace, accelerator),
-        area_mm2=fsum([*area, logic.area_mm2.value]),
-        by_component=costs,
-        by_phase=tuple(phases),
-        wider=pricing.wider,
-    )
+
+class Priced:
+    """A trace with the cost of each of its parts.
+
+    Parameters
+    ----------
+    trace : Trace
+    table : EnergyTable
+
+    Raises
+    ------
+    TableError, TraceError
+        See `energy`.
+    """
+
+    def __init__(self, trace: Trace, table: EnergyTable) -> None:
+        self.trace, self.table = trace, table
+        self.accelerator, self.arithmetic = _made_by(trace)
+        dram = table.dram_of(getattr(self.accelerator, "dram_type", None))
+        self.places = [_place(c, self.accelerator, table, dram) for c in trace.components]
+        by_name = {place.name: place for place in self.places}
+        self.units = {unit: _Unit() for unit in UNITS}
+        self.pricing = _Pricing(table, self.arithmetic, self.accelerator)
+        #: By phase, energy (pJ) of each stream and of each unit's operations.
+        self.streams: list[list[float]] = []
+        self.operations: list[dict[str, float]] = []
+        for phase in trace.phases:
+            self.streams.append([by_name[s.component].stream(s) for s in phase.streams])
+            parts: dict[str, list[float]] = {}
+            for unit, n, pj in self.pricing.phase(phase):
+                parts.setdefault(unit, []).append(self.units[unit].add(n, pj))
+            self.operations.append({unit: fsum(pj) for unit, pj in parts.items()})
+        events = trace.events
+        self.events = {
+            place.name: place.events(events, index)
+            for index, place in enumerate(self.places if len(events) else ())
+        }
+
+    def report(self) -> Report:
+        """The sums."""
+        trace, table, phases = self.trace, self.table, []
+        for phase, parts, units in zip(trace.phases, self.streams, self.operations, strict=True):
+            by: dict[str, list[float]] = {}
+            for stream, pj in zip(phase.streams, parts, strict=True):
+                by.setdefault(group(stream.component), []).append(pj)
+            sums = {name: fsum(pj) for name, pj in by.items()} | units
+            work = sum(n for name, unit, n in phase.operations if _is_product(name, unit))
+            phases.append(
+                PhaseCost(
+                    phase.layer, phase.kind, phase.first_cycle, phase.cycles,
+                    fsum(sums.values()), sums, work,
+                )
+            )  # fmt: skip
+        if len(events := trace.events):
+            first, last = int(events.cycle.min()), int(events.cycle.max())
+            loose: dict[str, list[float]] = {}
+            for name, pj in self.events.items():
+                loose.setdefault(group(name), []).append(pj)
+            sums = {name: fsum(pj) for name, pj in loose.items()}
+            phases.append(
+                PhaseCost("", "events", first, last + 1 - first, fsum(sums.values()), sums, 0)
+            )
+
+        seconds = self.accelerator.seconds(trace.cycles)
+        costs = {place.name: place.cost(seconds) for place in self.places}
+        logic = table.logic
+        leakage = logic.leakage_mw[table.cell].value * PJ_PER_MW_SECOND * seconds
+        shares = {"dpu": logic.dpu_share.value, "mu": 1 - logic.dpu_share.value, "link": 0.0}
+        for name, unit in self.units.items():
+            costs[name] = Cost(fsum(unit.parts), leakage * shares[name], unit.count)
+        chip = [place for place in self.places if isinstance(place, _Chip)]
+        area = [memory.area_mm2.value for place in chip for _, memory in place.memories]
+        return Report(
+            table=f"{table.name}:{table.cell}:{table.ports}",
+            seconds=seconds,
+            cycles=trace.cycles,
+            steps=_steps(trace),
+            peak_mw=_peak_mw(chip, table, self.pricing, trace, self.accelerator),
+            area_mm2=fsum([*area, logic.area_mm2.value]),
+            by_component=costs,
+            by_phase=tuple(phases),
+            wider=self.pricing.wider,
+            warnings=_too_slow(chip, self.accelerator),
+        )
+
+
+def _is_product(name: str, unit: str) -> bool:
+    return unit == "dpu" and name.partition(".")[0] == "multiply"
+
+
+def _steps(trace: Trace) -> int:
+    """Time steps of all networks, 0 if the trace does not say."""
+    networks = trace.meta.get("networks")
+    if not isinstance(networks, list):
+        return 0
+    steps = [n.get("steps") for n in networks if isinstance(n, dict)]
+    return sum(t for t in steps if isinstance(t, int) and not isinstance(t, bool) and t > 0)
+
+
+def _too_slow(chip: list[_Chip], accelerator: Accelerator) -> tuple[str, ...]:
+    """Memories whose cycle is longer than the clock's, once each."""
+    period, found = 1e9 / accelerator.clock_hz, {}
+    for place in chip:
+        for _, m in place.memories:
+            if m.cycle_ns.value > period:
+                found[m.kind, m.capacity_bytes] = (
+                    f"{m.kind} ({m.capacity_bytes} bytes, {m.banks} banks, {m.cell}, {m.ports}): its "
+                    f"cycle of {m.cycle_ns.value:.2f} ns is longer than the clock's {period:.2f} ns; "
+                    "use more banks or faster cells"
+                )
+    return tuple(found.values())
 
 
 def _made_by(trace: Trace) -> tuple[Accelerator, Arithmetic]:
@@ -212,7 +294,8 @@ class _Dram:
     """The DRAM: energy by the byte, background power by time."""
 
     name: str
-    table: EnergyTable
+    dram: Dram
+    idle: str
     bandwidth: int
     parts: list[float] = field(default_factory=list)
     accesses: int = 0
@@ -229,27 +312,26 @@ class _Dram:
         return fsum(parts)
 
     def _access(self, op: str, count: int, size: int) -> float:
-        pj = size * self.table.dram.pj_per_byte(op)
+        pj = size * self.dram.pj_per_byte(op)
         self.accesses += count
         self.bytes += size
         self.parts.append(pj)
         return pj
 
     def cost(self, seconds: float) -> Cost:
-        dram = self.table.dram
-        awake = seconds
-        if self.table.dram_idle == "self-refresh":
-            awake = min(seconds, self.bytes / self.bandwidth)
-        energy = dram.standby_mw.value * awake + dram.self_refresh_mw.value * (seconds - awake)
-        static = dram.channels.value * energy * PJ_PER_MW_SECOND
-        return Cost(fsum(self.parts), static, self.accesses)
+        awake = min(seconds, self.bytes / self.bandwidth)
+        energy = self.dram.background_mw("standby") * awake
+        energy += self.dram.background_mw(self.idle) * (seconds - awake)
+        return Cost(fsum(self.parts), energy * PJ_PER_MW_SECOND, self.accesses)
 
 
-def _place(component: Component, accelerator: Accelerator, table: EnergyTable) -> _Chip | _Dram:
+def _place(
+    component: Component, accelerator: Accelerator, table: EnergyTable, dram: Dram
+) -> _Chip | _Dram:
     kind = component.name.rpartition(".")[2]
     width, banks = component.width_bits, component.banks
     if kind == "dram":
-        return _Dram(component.name, table, accelerator.dram_bandwidth)
+        return _Dram(component.name, dram, table.dram_idle, accelerator.dram_bandwidth)
     if kind not in ("weights", "inputs", "row", "intermediate") or component.capacity is None:
         raise TableError(
             table.name, f"component {component.name!r}", "is no memory that a table can hold",
@@ -271,14 +353,16 @@ class _Pricing:
 
     table: EnergyTable
     arithmetic: Arithmetic
-    width: int
+    accelerator: Accelerator
     wider: dict[str, str] = field(default_factory=dict)
 
-    def pj(self, name: str, fmt: str) -> float:
+    def pj(self, name: str, fmt: str, operands: int = 0) -> float:
+        """One operation with its pipeline registers, and those of so many operands."""
         priced = self.table.operation(name, fmt).format
         if priced != fmt:
             self.wider[f"{name}.{fmt}"] = priced
-        return self.table.operation_pj(name, fmt)
+        stages = getattr(self.accelerator, f"{name}_cycles", 0) + operands
+        return self.table.operation_pj(name, fmt) + self.table.registers_pj(fmt, stages)
 
     def phase(self, phase: Phase) -> list[tuple[str, int, float]]:
         """(unit, count, pJ each) of each operation.
@@ -289,24 +373,27 @@ class _Pricing:
         counts = {(name, unit): n for name, unit, n in phase.operations}
         products, sums = (counts.get((name, "dpu"), 0) for name in ("multiply", "add"))
         # W products make W - 1 sums in the tree; what is over is the accumulator's.
-        tree = min(1.0, products * (self.width - 1) / self.width / sums) if sums else 0.0
+        width = self.accelerator.width
+        tree = min(1.0, products * (width - 1) / width / sums) if sums else 0.0
         own, out = UnitFormats.of(self.arithmetic), []
         for full, unit, count in phase.operations:
             name, _, fmt = full.partition(".")
+            operands = 2 * _is_product(name, unit)
             if fmt:
-                pj = self.pj(name, fmt)
+                pj = self.pj(name, fmt, operands)
             elif (name, unit) == ("add", "dpu"):
                 pj = tree * self.pj(name, own.tree) + (1 - tree) * self.pj(name, own.accumulator)
             else:
-                pj = self.pj(name, own.multiply if unit == "dpu" else own.mu)
+                pj = self.pj(name, own.multiply if unit == "dpu" else own.mu, operands)
             out.append((unit, count, pj))
         return out
 
     def peak(self, layer: str, gate: str) -> float:
         """All that one gate's computation unit can do in a cycle of a layer, in pJ."""
         own = UnitFormats.of(self.arithmetic.at(layer, gate))
-        dpu = self.width * self.pj("multiply", own.multiply) + self.pj("add", own.accumulator)
-        dpu += (self.width - 1) * self.pj("add", own.tree)
+        width = self.accelerator.width
+        dpu = width * self.pj("multiply", own.multiply, 2) + self.pj("add", own.accumulator)
+        dpu += (width - 1) * self.pj("add", own.tree)
         kinds = ("multiply", "add", "exp", "divide", "compare", "link")
         return dpu + fsum(self.pj(name, own.mu) for name in kinds)
 

@@ -3,57 +3,29 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from epur_emu.energy.dram import DRAM_IDLE, Dram
+from epur_emu.energy.sram import PORTS, Grid, Memory, grids, read_memory
+from epur_emu.energy.values import STATUSES, Reader, Value
 from epur_emu.errors import FormatError, TableError
 from epur_emu.formats import FloatFormat, parse
 from epur_emu.toml import read_toml
 
-#: What is known of a value: stated by its source, a run of a program, our arithmetic, our choice.
-STATUSES = ("published", "measured", "derived", "assumed")
+__all__ = ["STATUSES", "EnergyTable", "Logic", "Operation", "Value", "presets"]
 
-#: What a memory may be for.
-MEMORY_KINDS = ("weights", "parameters", "inputs", "row", "intermediate")
+#: ``dram`` of a table that takes the accelerator's type.
+OF_ACCELERATOR = "accelerator"
 
-#: What the DRAM may do in cycles in which it moves nothing.
-DRAM_IDLE = ("standby", "self-refresh")
+#: What a trace of an accelerator without a type of DRAM is priced with.
+USUAL_DRAM = "lpddr4"
 
-
-@dataclass(frozen=True)
-class Value:
-    """A number with its unit, where it is from, and how far to trust it (one of `STATUSES`)."""
-
-    value: float
-    unit: str
-    source: str
-    status: str
-
-
-@dataclass(frozen=True)
-class Memory:
-    """An on-chip memory of one capacity, port width, number of banks and kind of cell.
-
-    ``read_pj`` and ``write_pj`` are for one access of the whole port; leakage and area are of all
-    banks and macros together.
-    """
-
-    kind: str
-    capacity_bytes: int
-    width_bits: int
-    banks: int
-    macros: int
-    cell: str
-    read_pj: Value
-    write_pj: Value
-    leakage_mw: Value
-    area_mm2: Value
-    cycle_ns: Value
-    access_ns: Value
+#: A table that starts from another has more in the other's place.
+EXTENDS = "extends"
 
 
 @dataclass(frozen=True)
@@ -67,24 +39,6 @@ class Operation:
     format: str
     energy: Value
     scaled: bool
-
-
-@dataclass(frozen=True)
-class Dram:
-    """Energy and background power of the DRAM; the powers are those of one channel."""
-
-    read_pj_per_bit: Value
-    write_pj_per_bit: Value
-    activate_pj: Value
-    page_bytes: Value
-    standby_mw: Value
-    self_refresh_mw: Value
-    channels: Value
-
-    def pj_per_byte(self, op: str) -> float:
-        """A byte read or written, with its share of a page's activation."""
-        move = self.read_pj_per_bit if op == "read" else self.write_pj_per_bit
-        return 8 * move.value + self.activate_pj.value / self.page_bytes.value
 
 
 @dataclass(frozen=True)
@@ -105,20 +59,30 @@ class EnergyTable:
     name : str
     cell : str
         Which of `cells` the memories are made of.
+    ports : {'1rw', '1r1w'}
+        Ports of the memories.
+    temperature_k : int
+        Kelvin; leakage depends on it.
     gate_banks : bool
         Whether banks that a run never touches are power-gated, in weight buffers and the
         intermediate memory.
-    dram_idle : {'standby', 'self-refresh'}
+    dram_idle : {'standby', 'power-down', 'self-refresh'}
         Background power of the DRAM in cycles in which it moves nothing.
     cells : dict of str to str
         Kinds of cell, and what they are.
     operation_scale : Value
+    register : Value
+        A bit of a pipeline register that takes a new value, in pJ.
+    sram : str
+        A `Grid` by name, where a memory is looked for that is not among `memories`; may be empty.
     memories : tuple of Memory
+        They come before the grid's.
     operations : tuple of Operation
-    dram : Dram
+    dram : str or Dram
+        A standard by name, ``accelerator`` for the accelerator's own type, or a DRAM of one's own.
     logic : Logic
     cacti : dict of str to plain values
-        How the memories' values were made.
+        How `memories` were made; ``temperature_k`` is theirs.
 
     Raises
     ------
@@ -128,13 +92,17 @@ class EnergyTable:
 
     name: str
     cell: str
+    ports: str
+    temperature_k: int
     gate_banks: bool
     dram_idle: str
     cells: dict[str, str]
     operation_scale: Value
+    register: Value
+    sram: str
     memories: tuple[Memory, ...]
     operations: tuple[Operation, ...]
-    dram: Dram
+    dram: str | Dram
     logic: Logic
     cacti: dict[str, Any]
 
@@ -143,36 +111,72 @@ class EnergyTable:
             raise TableError(
                 self.name, "cell", f"is {self.cell!r}", f"use one of {', '.join(self.cells)}"
             )
-        if self.dram_idle not in DRAM_IDLE:
-            raise TableError(
-                self.name, "dram_idle", f"is {self.dram_idle!r}",
-                f"use one of {', '.join(DRAM_IDLE)}",
-            )  # fmt: skip
+        Reader(self.name).choice(self.dram_idle, "dram_idle", DRAM_IDLE)
+        Reader(self.name).choice(self.ports, "ports", PORTS)
+        if self.sram:
+            Grid.load(self.sram)
+        if isinstance(self.dram, str) and self.dram != OF_ACCELERATOR:
+            Dram.load(self.dram)
         if self.cell not in self.logic.leakage_mw:
             raise TableError(self.name, f"logic.leakage_mw.{self.cell}", "is missing", "add it")
 
-    def with_cell(self, cell: str) -> EnergyTable:
-        """The same with memories of another kind of cell."""
-        return replace(self, cell=cell)
+    def varied(self, **values: Any) -> EnergyTable:
+        """The same with other fields."""
+        return replace(self, **values)
 
     def memory(self, kind: str, capacity: int, width_bits: int, banks: int) -> Memory:
-        """The memory of this kind and size, in the table's cells.
+        """The memory of this kind and size, in the table's cells: its own, or the grid's.
 
         Raises
         ------
         TableError
-            There is none; the message lists those of the kind.
+            There is none; the message lists those of the kind, or the grid's range.
         """
-        own = [m for m in self.memories if m.kind == kind and m.cell == self.cell]
+        own = [
+            m for m in self.memories
+            if (m.kind, m.cell, m.ports) == (kind, self.cell, self.ports)
+        ]  # fmt: skip
         for m in own:
             if (m.capacity_bytes, m.width_bits, m.banks) == (capacity, width_bits, banks):
-                return m
+                return self._at_temperature(m)
+        if self.sram:
+            return Grid.load(self.sram).memory(
+                kind, capacity, width_bits, banks, self.cell, self.ports, self.temperature_k
+            )
         have = ", ".join(f"{m.capacity_bytes} bytes x{m.banks}" for m in own) or "none"
         raise TableError(
             self.name, f"memory {kind!r} of {capacity} bytes",
-            f"in {banks} banks, {width_bits}-bit port, {self.cell} cells is missing (has: {have})",
-            "add it with scripts/make_energy_table.py --accelerator",
+            f"in {banks} banks, {width_bits}-bit port, {self.cell} cells, {self.ports} is missing "
+            f"(has: {have})",
+            f"add it, or name a grid: sram = {grids()[-1]!r}" if grids() else "add it",
         )  # fmt: skip
+
+    def _at_temperature(self, memory: Memory) -> Memory:
+        """One of the table's own memories with its leakage at the table's temperature."""
+        made_at = self.cacti.get("temperature_k", self.temperature_k)
+        if made_at == self.temperature_k:
+            return memory
+        if not self.sram:
+            raise TableError(
+                self.name, "temperature_k", f"is {self.temperature_k}, its memories' {made_at}",
+                f"name a grid that knows leakage by temperature: sram = {grids()[-1]!r}",
+            )  # fmt: skip
+        grid = Grid.load(self.sram)
+        factor = grid.leakage_factor_at(memory.cell, self.temperature_k)
+        factor /= grid.leakage_factor_at(memory.cell, made_at)
+        leakage = replace(
+            memory.leakage_mw, value=memory.leakage_mw.value * factor, status="derived",
+            source=f"{memory.leakage_mw.source}, x {factor:.4g} for {self.temperature_k} K",
+        )  # fmt: skip
+        return replace(memory, leakage_mw=leakage)
+
+    def dram_of(self, accelerator_type: str | None) -> Dram:
+        """The DRAM's costs, for an accelerator with this type of DRAM (None: it has none)."""
+        if isinstance(self.dram, Dram):
+            return self.dram
+        if self.dram == OF_ACCELERATOR:
+            return Dram.load(accelerator_type or USUAL_DRAM)
+        return Dram.load(self.dram)
 
     def operation(self, name: str, fmt: str) -> Operation:
         """An operation in a format: its own entry, or that of the nearest wider format.
@@ -211,6 +215,10 @@ class EnergyTable:
         found = self.operation(name, fmt)
         return found.energy.value * (self.operation_scale.value if found.scaled else 1.0)
 
+    def registers_pj(self, fmt: str, times: int) -> float:
+        """Energy of so many pipeline registers of a format's bits taking a new value."""
+        return times * _width(fmt)[1] * self.register.value
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the form of the TOML file; `from_dict` gives the same table back."""
         plain = asdict(self)
@@ -220,6 +228,7 @@ class EnergyTable:
             entry = {**asdict(op.energy), "scaled": op.scaled}
             operations.setdefault(op.name, {})[op.format] = entry
         plain["operations"] = operations
+        plain["dram"] = self.dram if isinstance(self.dram, str) else asdict(self.dram)
         return plain
 
     @classmethod
@@ -237,29 +246,54 @@ class EnergyTable:
 
     @classmethod
     def load(cls, name: str | Path) -> EnergyTable:
-        """A preset by name, or a TOML file by path; ``NAME:CELL`` chooses the kind of cell.
+        """A preset by name, or a TOML file by path; ``NAME:CELL`` and ``NAME:PORTS`` choose others.
+
+        A file that has ``extends = "NAME"`` takes from that table what it does not have itself.
 
         Raises
         ------
         TableError
             No preset and no file is called so, or the file is damaged.
         """
-        text = str(name)
-        base, colon, cell = text.rpartition(":")
-        if text in presets() or Path(text).is_file() or not colon:
-            return cls._read(text)
-        return cls._read(base).with_cell(cell)
+        text, chosen = str(name), {}
+        while text not in presets() and not Path(text).is_file() and ":" in text:
+            text, _, choice = text.rpartition(":")
+            chosen["ports" if choice in PORTS else "cell"] = choice
+        found = cls.from_dict(_plain(text, ()), text)
+        return found.varied(**chosen) if chosen else found
 
-    @classmethod
-    def _read(cls, text: str) -> EnergyTable:
-        path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
-        if not path.is_file():
-            raise TableError(
-                "energy table", repr(text), "is neither a preset nor a file",
-                f"use one of {', '.join(presets())} or the path of a TOML file",
-            )  # fmt: skip
-        plain = read_toml(path, TableError, "mend the file")
-        return cls.from_dict(plain, text)
+
+def _plain(text: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """A file's plain values, upon those of the table that it extends."""
+    path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
+    if not path.is_file():
+        raise TableError(
+            "energy table", repr(text), "is neither a preset nor a file",
+            f"use one of {', '.join(presets())} or the path of a TOML file",
+        )  # fmt: skip
+    own = read_toml(path, TableError, "mend the file")
+    if EXTENDS not in own:
+        return own
+    base = Reader(text).text(own.pop(EXTENDS), EXTENDS)
+    if base in seen:
+        raise TableError(text, EXTENDS, f"comes back to {base!r}", "start from another table")
+    return _laid_over(_plain(base, (*seen, text)), own)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` where it says something, else `below`; a value is taken whole, memories are added."""
+    out = dict(below)
+    for key, value in above.items():
+        old = below.get(key)
+        if key == "memories" and isinstance(value, list) and isinstance(old, list):
+            size = ("kind", "capacity_bytes", "width_bits", "banks", "cell", "ports")
+            new = [tuple(m.get(k) for k in size) for m in value if isinstance(m, dict)]
+            out[key] = [m for m in old if tuple(m.get(k) for k in size) not in new] + value
+        elif isinstance(value, dict) and isinstance(old, dict) and "value" not in value:
+            out[key] = _laid_over(old, value)
+        else:
+            out[key] = value
+    return out
 
 
 def _width(fmt: str) -> tuple[str, int]:
@@ -283,83 +317,8 @@ def presets() -> list[str]:
     )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Checks plain values on their way into a table; `source` names the file in errors."""
-
-    source: str
-
-    def fail(self, field: str, problem: str, remedy: str) -> TableError:
-        return TableError(self.source, field, problem, remedy)
-
-    def mapping(self, plain: Any, field: str) -> Mapping[str, Any]:
-        """`plain` if it is a table with any names."""
-        if not isinstance(plain, Mapping):
-            raise self.fail(field, f"is {plain!r:.60}", "give a table")
-        return plain
-
-    def keys(self, plain: Any, field: str, known: set[str]) -> Mapping[str, Any]:
-        """`plain` if it is a table with exactly these keys."""
-        self.mapping(plain, field)
-        for odd, problem in ((known - set(plain), "missing"), (set(plain) - known, "unknown")):
-            if odd:
-                where = ", ".join(f"{field}.{key}" if field else str(key) for key in sorted(odd))
-                raise self.fail(where, f"is {problem}", "mend the fields")
-        return cast("Mapping[str, Any]", plain)
-
-    def text(self, plain: Any, field: str) -> str:
-        if not isinstance(plain, str) or not plain:
-            raise self.fail(field, f"is {plain!r:.60}", "give a text")
-        return plain
-
-    def flag(self, plain: Any, field: str) -> bool:
-        if not isinstance(plain, bool):
-            raise self.fail(field, f"is {plain!r:.60}", "give true or false")
-        return plain
-
-    def count(self, plain: Any, field: str) -> int:
-        if not isinstance(plain, int) or isinstance(plain, bool) or plain < 1:
-            raise self.fail(field, f"is {plain!r:.60}", "give an integer, 1 or more")
-        return plain
-
-    def value(self, plain: Any, field: str, positive: bool = False) -> Value:
-        given = self.keys(plain, field, {f.name for f in fields(Value)})
-        number = given["value"]
-        least = "above 0" if positive else "0 or more"
-        if (
-            not isinstance(number, int | float)
-            or isinstance(number, bool)
-            or not 0 <= number <= sys.float_info.max
-            or (positive and not number)
-        ):
-            raise self.fail(f"{field}.value", f"is {number!r:.60}", f"give a number, {least}")
-        if given["status"] not in STATUSES:
-            raise self.fail(
-                f"{field}.status", f"is {given['status']!r:.60}",
-                f"use one of {', '.join(STATUSES)}",
-            )  # fmt: skip
-        unit = self.text(given["unit"], f"{field}.unit")
-        source = self.text(given["source"], f"{field}.source")
-        return Value(float(number), unit, source, given["status"])
-
-    def memory(self, plain: Any, field: str, cells: Mapping[str, str]) -> Memory:
-        given = self.keys(plain, field, {f.name for f in fields(Memory)})
-        if given["kind"] not in MEMORY_KINDS:
-            raise self.fail(
-                f"{field}.kind",
-                f"is {given['kind']!r:.60}",
-                f"use one of {', '.join(MEMORY_KINDS)}",
-            )
-        if given["cell"] not in cells:
-            raise self.fail(
-                f"{field}.cell", f"is {given['cell']!r:.60}", f"use one of {', '.join(cells)}"
-            )
-        checked: dict[str, Any] = dict(given)
-        for key in ("capacity_bytes", "width_bits", "banks", "macros"):
-            checked[key] = self.count(given[key], f"{field}.{key}")
-        for key in ("read_pj", "write_pj", "leakage_mw", "area_mm2", "cycle_ns", "access_ns"):
-            checked[key] = self.value(given[key], f"{field}.{key}")
-        return Memory(**checked)
+class _Reader(Reader):
+    """Checks plain values on their way into a table."""
 
     def operation(self, plain: Any, name: str, fmt: str) -> Operation:
         field = f"operations.{name}.{fmt}"
@@ -368,12 +327,8 @@ class _Reader:
         value = {key: given[key] for key in given if key != "scaled"}
         return Operation(name, fmt, self.value(value, field), scaled)
 
-    def dram(self, plain: Any) -> Dram:
-        known = {f.name for f in fields(Dram)}
-        given = self.keys(plain, "dram", known)
-        return Dram(
-            **{key: self.value(given[key], f"dram.{key}", key == "page_bytes") for key in known}
-        )
+    def dram(self, plain: Any) -> str | Dram:
+        return plain if isinstance(plain, str) else Dram.from_dict(plain, self.source)
 
     def logic(self, plain: Any) -> Logic:
         given = self.keys(plain, "logic", {f.name for f in fields(Logic)})
@@ -394,9 +349,12 @@ class _Reader:
         if not isinstance(given["memories"], list | tuple):
             raise self.fail("memories", "are no list", "write [[memories]]")
         memories = tuple(
-            self.memory(m, f"memories[{n}]", cells) for n, m in enumerate(given["memories"])
+            read_memory(self, m, f"memories[{n}]", tuple(cells))
+            for n, m in enumerate(given["memories"])
         )
-        keys = [(m.kind, m.capacity_bytes, m.width_bits, m.banks, m.cell) for m in memories]
+        keys = [
+            (m.kind, m.capacity_bytes, m.width_bits, m.banks, m.cell, m.ports) for m in memories
+        ]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise self.fail("memories", f"has {min(twice)} twice", "keep one")
         operations = tuple(
@@ -407,10 +365,14 @@ class _Reader:
         return EnergyTable(
             name=self.text(given["name"], "name"),
             cell=self.text(given["cell"], "cell"),
+            ports=self.text(given["ports"], "ports"),
+            temperature_k=self.count(given["temperature_k"], "temperature_k"),
             gate_banks=self.flag(given["gate_banks"], "gate_banks"),
             dram_idle=self.text(given["dram_idle"], "dram_idle"),
             cells=cells,
             operation_scale=self.value(given["operation_scale"], "operation_scale"),
+            register=self.value(given["register"], "register"),
+            sram=given["sram"] and self.text(given["sram"], "sram"),
             memories=memories,
             operations=operations,
             dram=self.dram(given["dram"]),

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from epur_emu.energy.report import PhaseCost, Report
+from epur_emu.energy import EnergyTable, Report
+from epur_emu.energy import timeline as over_time
+from epur_emu.energy.report import PhaseCost
 from epur_emu.plots import COLOURS, figure, save
+from epur_emu.plots.energy import draw_bars, draw_power
 from epur_emu.plots.replay import size_axis
 from epur_emu.replay import Result
 from epur_emu.streams import KINDS, Phase
+from epur_emu.trace import Trace
 
 #: Bars of a timeline that lie closer than this share of the run are drawn as one.
 CLOSE = 1 / 2000
@@ -25,25 +29,21 @@ def energy_bars(report: Report, path: str | Path) -> None:
     EpurError
         matplotlib is missing, or the file can't be written.
     """
-    groups = sorted(report.groups().items(), key=lambda item: item[1].total_pj)
-    made, axes = figure(5.6, 0.36 * len(groups) + 1.1)
-    names = [name for name, _ in groups]
-    dynamic = np.array([cost.dynamic_pj for _, cost in groups]) * 1e-6
-    static = np.array([cost.static_pj for _, cost in groups]) * 1e-6
-    axes.barh(names, dynamic, label="dynamic", color=COLOURS[0], height=0.7)
-    axes.barh(names, static, left=dynamic, label="static", color=COLOURS[1], height=0.7)
-    total = report.total_pj * 1e-6
-    for place, energy in enumerate(dynamic + static):
-        share = energy / total if total else 0.0
-        axes.annotate(
-            f"{energy:.3g} ({share:.1%})", (energy, place), (4, 0), textcoords="offset points",
-            va="center", fontsize=9,
-        )  # fmt: skip
-    axes.set_xlim(0, max((dynamic + static).max(initial=0.0) * 1.3, 1e-12))
-    axes.set_xlabel("energy (uJ, and share of the whole)")
-    axes.grid(False, axis="y")
-    axes.grid(True, axis="x", linewidth=0.5, alpha=0.5)
-    axes.legend(frameon=False, loc="lower right")
+    made, axes = figure(5.6, 0.36 * len(report.groups()) + 1.1)
+    draw_bars(axes, report)
+    save(made, path)
+
+
+def power(trace: Trace, table: EnergyTable, report: Report, path: str | Path) -> None:
+    """Power of each group of components over a run that has cycles.
+
+    Raises
+    ------
+    EpurError
+        matplotlib is missing, or the file can't be written.
+    """
+    made, axes = figure(10.0, 3.4)
+    draw_power(axes, over_time(trace, table), report)
     save(made, path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from epur_emu.plots import COLOURS, figure, save
+from epur_emu.plots.energy import GROUP_COLOURS
 
 MARKERS = "os^Dvx*P"
 #: Names on a front that still can be read.
@@ -172,7 +173,7 @@ def energies(points: Sequence[Point], labels: Sequence[str], path: str | Path) -
     for number, name in enumerate(order):
         axes.barh(
             range(len(points)), sums[name], left=left, height=0.75, label=name,
-            color=COLOURS[number % len(COLOURS)],
+            color=GROUP_COLOURS.get(name, COLOURS[number % len(COLOURS)]),
         )  # fmt: skip
         left += sums[name]
     axes.set_yticks(range(len(points)), labels, fontsize=8)

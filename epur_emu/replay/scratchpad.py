@@ -189,7 +189,7 @@ class Scratchpad:
                 )
                 fetch = outer.read_pj.value * 8 / outer.width_bits
             else:
-                fetch = table.dram.pj_per_byte("read")
+                fetch = table.dram_of(None).pj_per_byte("read")
         except (KeyError, StopIteration, AcceleratorError, TableError):
             return None
         seconds = accelerator.seconds(self._source.cycles)

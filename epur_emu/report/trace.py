@@ -76,7 +76,7 @@ def page(path: str | os.PathLike[str], table: str = "epur-28nm", progress: bool 
         )
     made.key(_key(info, report))
     if report:
-        _energy(made, trace, report)
+        _energy(made, trace, prices, report)
     else:
         made.section("Energy")
         made.text(f"No energy: the trace does not say its {' and '.join(missing)}.")
@@ -118,8 +118,10 @@ def _key(info: dict[str, Any], report: Report | None) -> list[tuple[str, str, st
     ]  # fmt: skip
 
 
-def _energy(made: Page, trace: Trace, report: Report) -> None:
+def _energy(made: Page, trace: Trace, prices: EnergyTable, report: Report) -> None:
     made.section("Energy")
+    for warning in report.warnings:
+        made.text(warning, "warning")
     made.figure(
         "energy", f"Energy by component, dynamic and static (table {report.table})",
         partial(figures.energy_bars, report),
@@ -128,6 +130,11 @@ def _energy(made: Page, trace: Trace, report: Report) -> None:
         "energy by phase", "Dynamic energy by layer and kind of phase",
         partial(figures.phase_bars, report.by_phase),
     )  # fmt: skip
+    if trace.cycles:
+        made.figure(
+            "power", "Power over the run, by component",
+            partial(figures.power, trace, prices, report), wide=True,
+        )  # fmt: skip
     by_component = trace.info()["by_component"]
     total = report.total_pj or 1.0
     made.table(
