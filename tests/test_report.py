@@ -451,9 +451,22 @@ def test_a_metric_of_which_less_is_better_and_many_points(tmp_path: Path) -> Non
 def test_damaged_results_are_told_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "results.h5"
     a_study().save(path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(EpurError, match=r"results\.h5"):
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:5000],
+        whole[:-1],
+        whole[:-99] + bytes([whole[-99] ^ 1]) + whole[-98:],
+        whole[:12],
+        whole + b" ",
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(EpurError, match=r"results\.h5: seal does not fit"):
+            report(path)
+    path.write_bytes(whole.replace(b"epur-study 1.", b"epur-study 2."))
+    with pytest.raises(EpurError, match=r"results\.h5: version is 2; use a newer"):
         report(path)
+    path.write_bytes(whole.replace(b"epur-study 1.0", b"epur-study 1.7"))
+    report(path)
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))

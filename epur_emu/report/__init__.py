@@ -6,11 +6,9 @@ import os
 
 from epur_emu.report import results, trace
 from epur_emu.report.page import Page
+from epur_emu.study.results import MARK
 
 __all__ = ["Page", "report"]
-
-#: How an HDF5 file begins.
-HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def report(path: str | os.PathLike[str], table: str = "epur-28nm", progress: bool = False) -> Page:
@@ -35,13 +33,13 @@ def report(path: str | os.PathLike[str], table: str = "epur-28nm", progress: boo
     EpurError
         The file is damaged, or matplotlib is missing.
     """
-    return results.page(path) if _is_hdf5(path) else trace.page(path, table, progress)
+    return results.page(path) if _is_study(path) else trace.page(path, table, progress)
 
 
-def _is_hdf5(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as HDF5 does; a trace begins with its seal."""
+def _is_study(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as results do; all else is left to the trace's reader."""
     try:
         with open(path, "rb") as file:
-            return file.read(len(HDF5)) == HDF5
-    except OSError:  # the reader tells
+            return file.read(len(MARK)) == MARK
+    except OSError:
         return False

@@ -245,7 +245,7 @@ def _inline(svg: str, name: str, caption: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{_slug(name)}-", svg)
-    svg = svg.replace("#000000", "currentColor").replace("fill: #ffffff", "fill: none")
+    svg = re.sub("#(000000|333333)", "currentColor", svg).replace("fill: #ffffff", "fill: none")
     head, rest = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     return f'{head} role="img" aria-label="{escape(caption)}">{rest}'

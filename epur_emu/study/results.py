@@ -1,7 +1,9 @@
 """Results of a study: plain rows, to and from HDF5 and CSV.
 
-The file (HDF5, format 1.0) holds no type of variable length; every text is UTF-8 in a fixed length, every
-missing number is not-a-number in the file and None in a row. A group is a table, each of its datasets a
+The file (HDF5, format 1.0) begins with a seal in its user block of 512 bytes: the lines ``epur-study 1.0``
+and ``sha256`` with that of all behind it, then zeros. HDF5 may crash or loop for ever on damage, so that a
+reader compares it first. The file holds no type of variable length; every text is UTF-8 in a fixed length,
+every missing number is not-a-number in the file and None in a row. A group is a table, each of its datasets a
 column of one length; the column ``point`` counts rows of ``points`` from 0, attribute ``unit`` says what
 a column is measured in.
 
@@ -82,6 +84,8 @@ import numpy.typing as npt
 from epur_emu.errors import StudyError
 
 FORMAT, VERSION = "epur-study", (1, 0)
+#: How a file begins, and bytes of its user block.
+MARK, SEAL_BYTES = b"epur-study ", 512
 
 #: Columns of ``points``: name, type ("text", "integer", "float" or "flag") and unit.
 COLUMNS = (
@@ -190,12 +194,13 @@ class Results:
         target = Path(path)
         # HDF5 meets a full disk in ways of its own: it writes to memory, and a plain file follows.
         memory = io.BytesIO()
-        with h5py.File(memory, "w") as file:
+        with h5py.File(memory, "w", userblock_size=SEAL_BYTES) as file:
             self._write(file)
+        body = memory.getvalue()[SEAL_BYTES:]
         scratch = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             with scratch.open("wb") as out:
-                out.write(memory.getbuffer())
+                out.write(_seal(body) + body)
                 out.flush()
                 os.fsync(out.fileno())
             scratch.replace(target)
@@ -240,7 +245,19 @@ class Results:
         if not Path(path).is_file():
             raise StudyError(path, "file", "does not exist", "make it with epur sweep")
         try:
-            with h5py.File(path, "r") as file:
+            sealed = Path(path).read_bytes()
+            if not sealed.startswith(MARK):
+                raise StudyError(path, "first line", "is not that of a study's results", _REMEDY)
+            major, _, _ = sealed[len(MARK) : SEAL_BYTES].partition(b".")
+            if major.isdigit() and int(major) != VERSION[0]:
+                raise StudyError(
+                    path, "version", f"is {int(major)}", "use a newer epur_emu to read it"
+                )
+            # All behind the version's line.
+            mine = _seal(sealed[SEAL_BYTES:]).partition(b"\n")[2]
+            if not sealed[:SEAL_BYTES].rstrip(b"\0").endswith(b"\n" + mine.rstrip(b"\0")):
+                raise StudyError(path, "seal", "does not fit: the file is damaged", _REMEDY)
+            with h5py.File(io.BytesIO(sealed), "r") as file:
                 return cls._read(os.fspath(path), file)
         except StudyError:
             raise
@@ -319,6 +336,13 @@ class Results:
             raise StudyError(
                 target, "file", f"can't be written ({error.strerror})", "choose another place"
             ) from error
+
+
+def _seal(body: bytes) -> bytes:
+    """The user block of a file with this behind it."""
+    version = ".".join(map(str, VERSION)).encode()
+    digest = hashlib.sha256(body).hexdigest().encode()
+    return (MARK + version + b"\nsha256 " + digest + b"\n").ljust(SEAL_BYTES, b"\0")
 
 
 def finite(value: Any) -> Any:
