@@ -69,3 +69,5 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # what no reader or writer foresaw: a full disk, a name too long
+        _leave(f"{error.filename or 'system'}: {error.strerror or error}", BAD_INPUT)

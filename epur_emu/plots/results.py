@@ -67,9 +67,9 @@ def pareto(
     sign = 1.0 if first["higher_is_better"] else -1.0
     values = [point["emulated"] for point in points]
     made, axes = figure(5.6, 4.1)
-    groups = list(dict.fromkeys(_machine(point) for point in points))
+    groups = list(dict.fromkeys(point["dataflow"] for point in points))
     for number, group in enumerate(groups):
-        own = [n for n, point in enumerate(points) if _machine(point) == group]
+        own = [n for n, point in enumerate(points) if point["dataflow"] == group]
         axes.scatter(
             [costs[n] for n in own], [values[n] for n in own], label=group, s=26, zorder=3,
             color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
@@ -95,11 +95,6 @@ def pareto(
     axes.grid(True, axis="both", linewidth=0.5, alpha=0.5)
     made.legend(frameon=False, loc="outside upper left", ncols=2, fontsize=8)
     save(made, path)
-
-
-def _machine(point: Point) -> str:
-    names = [point["accelerator"], point["dataflow"], point["table"]]
-    return ", ".join(dict.fromkeys(name for name in names if name))
 
 
 def layer_errors(points: Sequence[Point], labels: Sequence[str], path: str | Path) -> None:

@@ -65,9 +65,9 @@ def _key(results: Results, models: Sequence[str]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _names(points: Sequence[dict[str, Any]]) -> list[str]:
+def _names(points: Sequence[dict[str, Any]], axes: Sequence[str] = AXES) -> list[str]:
     """A name for each point: what differs among them."""
-    differ = [axis for axis in AXES if len({point[axis] for point in points}) > 1]
+    differ = [axis for axis in axes if len({point[axis] for point in points}) > 1]
     return [
         ", ".join(dict.fromkeys(str(point[axis]) for axis in differ or AXES[:1]))
         for point in points
@@ -109,7 +109,8 @@ def _pareto(
     made: Page, model: str, points: Sequence[dict[str, Any]], costs: Sequence[float], cost: str
 ) -> None:
     wide = max(costs) > 10 * min(costs) > 0
-    labels = [point["arithmetic"] for point in points]
+    # Colours tell the dataflows apart.
+    labels = _names(points, [axis for axis in AXES if axis != "dataflow"])
     draw = partial(figures.pareto, points, costs, cost, labels, logarithmic=wide)
     made.figure(f"{model} metric, {cost}", f"{model}: metric against {cost}", draw)
 

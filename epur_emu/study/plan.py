@@ -189,7 +189,9 @@ class _Reader:
     def place(self, name: str) -> str:
         """A file or folder beside the study file, as a path; else the name itself."""
         there = self.folder / name
-        found = (there / CARD).is_file() or (name.endswith(".toml") and there.is_file())
+        # os.path has an answer for names that no file may have.
+        isfile = os.path.isfile
+        found = isfile(there / CARD) or (name.endswith(".toml") and isfile(there))
         return str(there.resolve()) if found else name
 
     def models(self, value: Any, options: Mapping[str, Any]) -> tuple[Choice, ...]:

@@ -26,6 +26,7 @@ from epur_emu.checkpoints.folder import CARD, read_card
 from epur_emu.checkpoints.importers import read_checkpoint
 from epur_emu.energy import EnergyTable
 from epur_emu.errors import EpurError
+from epur_emu.study.plan import Study
 from epur_emu.study.results import Results, energy_of, trace_of
 from epur_emu.tasks.features import read_wav
 from epur_emu.trace import Trace
@@ -290,6 +291,16 @@ def _results() -> list[bytes]:
     return [path.read_bytes()]
 
 
+def _studies() -> list[bytes]:
+    return [
+        b'name = "a"\nsummary = "b"\nmodels = ["paper:{LDLRNN,BYSDNE}"]\n'
+        b'arithmetics = ["epur-fp16", { base = "epur-fp16", weight = "e5m{2..10}" }]\n'
+        b'accelerators = ["epur", { base = "epur-mwl", weight_buffer_bytes = "1M:4M" }]\n'
+        b'tables = ["epur-28nm"]\nlimit = 3\ntraced = 2\nerrors = 1\n\n[search]\nloss = 0.5\n'
+        b'place = "weight"\nformats = "int{2..8}"\ngroups = "layer"\n',
+    ]
+
+
 FORMS = ("pytorch", "legacy", "onnx", "safetensors", "npz", "keras", "h5")
 #: Read in a process of their own, which takes its time.
 SLOW = ("keras", "h5")
@@ -299,6 +310,7 @@ TARGETS = {
     "trace-tables": Target("a.h5", _golden, _trace, of_tables),
     "trace-image": Target("a.h5", _golden, _trace, of_image),
     **{form: _checkpoint(form) for form in FORMS},
+    "study": Target("a.toml", _studies, Study.load, of_text),
     "results": Target("a.h5", _results, Results.open, of_bytes),
     "accelerator": Target("a.toml", _presets("accelerators"), Accelerator.load, of_text),
     "energy": Target("a.toml", _presets("energy"), EnergyTable.load, of_text),
