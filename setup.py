@@ -86,9 +86,11 @@ extras = {
     "image": ["pillow>=9.5"],
     "silero": ["silero-vad>=5"],
     "plot": ["matplotlib>=3.7"],
+    "distributed": ["distributed>=2024.1", *evaluate],
     "train": ["torch>=2.1", "tokenizers>=0.15", "pillow>=9.5", *evaluate],
     "bench": ["torch>=2.1", "onnx>=1.15", "onnxruntime>=1.17", "ml_dtypes>=0.5", "gfloat>=0.5"],
     "frameworks": ["torch>=2.1", "onnx>=1.15", "onnxscript", "onnxruntime>=1.17", "keras>=3"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     "test": ["pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5", "gfloat>=0.5", *evaluate],
     # matplotlib for its types
     "lint": ["ruff>=0.6", "mypy>=1.11", "cython-lint>=0.16", "matplotlib>=3.7"],
@@ -122,7 +124,7 @@ setup(
     ],
     package_dir={"epur_emu._models": "models", "epur_emu._traces": "traces"},
     package_data={
-        "epur_emu": ["py.typed", "data/**/*.toml"],
+        "epur_emu": ["py.typed", "data/**/*.toml", "data/report/*"],
         "epur_emu._models": ["*.md", "*/*"],
         "epur_emu._traces": ["*.md", "*.h5"],
     },

@@ -7,6 +7,7 @@ from epur_emu.emulator import Engine, Result, calibrate, emulate
 from epur_emu.energy import EnergyTable, Report, energy
 from epur_emu.errors import EpurError
 from epur_emu.network import LstmLayer, Network
+from epur_emu.study import Results, Study, study
 from epur_emu.trace import Trace
 from epur_emu.version import __version__
 
@@ -21,6 +22,8 @@ __all__ = [
     "Network",
     "Report",
     "Result",
+    "Results",
+    "Study",
     "Trace",
     "__version__",
     "arithmetic",
@@ -28,4 +31,5 @@ __all__ = [
     "emulate",
     "energy",
     "load_model",
+    "study",
 ]

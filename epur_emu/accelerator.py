@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from importlib import resources
@@ -122,7 +123,7 @@ class Accelerator:
         """
         text = str(name)
         path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
-        if not path.is_file():
+        if not os.path.isfile(str(path)):
             raise AcceleratorError(
                 "accelerator", repr(text), "is neither a preset nor a file",
                 f"use one of {', '.join(presets())} or the path of a TOML file",

@@ -179,7 +179,7 @@ def run(
     reference = task(model, ARITHMETICS["float32"], accelerator)
     emulated = task(model, arithmetic, accelerator)
     item = emulated.read(given)
-    with _one_thread():
+    with one_thread():
         (wanted,) = reference.answer([item], beam)
         (found,) = emulated.answer([item], beam)
         stats = {k: v for engine in emulated.engines.values() for k, v in engine.stats.items()}
@@ -218,7 +218,7 @@ def calibrate(
     """
     observer = Observer()
     observed = task(model, ARITHMETICS["float32"], Accelerator.load("epur"), observer=observer)
-    with _one_thread():
+    with one_thread():
         items = [item for item, _ in itertools.islice(observed.samples(), limit)]
         for item in tqdm(items, unit="item", desc="calibration", disable=not progress):
             observed.answer([item])
@@ -320,7 +320,7 @@ def evaluate(
     answers: list[tuple[Answer, ...]] = []
     seconds = []
     processes = _workers(model, both, accelerator, jobs) if jobs > 1 else _alone(prepared)
-    with _one_thread(needed=True), processes as work:
+    with one_thread(needed=True), processes as work:
         # What the metrics need is found missing now, not after all answers.
         prepared[0].score(prepared[0].answer(items[:1]), references[:1])
         for number, each in enumerate(both):
@@ -339,6 +339,15 @@ def evaluate(
         prepared[0].higher_is_better, beam, jobs, answers[0], answers[1], (wanted, ours),
         (seconds[0], seconds[1]),
     )  # fmt: skip
+
+
+def answer_all(prepared: Task, items: Sequence[Any], beam: int) -> tuple[Answer, ...]:
+    """Answers of one task in this process; items of about one size are answered together."""
+    found: dict[int, Answer] = {}
+    with one_thread(needed=True):
+        for chunk in _chunks([prepared.size(item) for item in items]):
+            found |= zip(chunk, prepared.answer([items[n] for n in chunk], beam), strict=True)
+    return tuple(found[n] for n in range(len(items)))
 
 
 def _chunks(sizes: Sequence[int]) -> list[list[int]]:
@@ -393,7 +402,7 @@ def _prepare(
 ) -> None:
     """Load the model into a new process, which leaves interruptions to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _one_thread().__enter__()
+    one_thread().__enter__()
     model = read_folder(path)
     _tasks.extend(task(model, each, accelerator, count=False) for each in arithmetics)
 
@@ -407,7 +416,7 @@ def _answer(call: Call) -> list[Answer]:
     return _tasks[number].answer(items, beam)
 
 
-def _one_thread(needed: bool = False) -> AbstractContextManager[Any]:
+def one_thread(needed: bool = False) -> AbstractContextManager[Any]:
     """Keep numpy's matrix products to one thread: they are small, so more would wait for each other."""
     try:
         from threadpoolctl import threadpool_limits

@@ -56,3 +56,7 @@ class TableError(EpurError):
 
 class ModelError(EpurError):
     """A model folder is missing, unknown or damaged."""
+
+
+class StudyError(EpurError):
+    """A study file can't be used, or its results are damaged or of another study."""

@@ -172,7 +172,7 @@ def input_codes(
     FormatError
         alpha is not positive and finite, or the level can't run here.
     """
-    values = np.ascontiguousarray(x, np.float32)
+    values = np.require(x, np.float32, ["C", "A"])
     codes = np.empty(values.shape, np.int16)
     seen = np.zeros(2, np.int64)
     kernels.input_codes(

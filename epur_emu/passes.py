@@ -460,7 +460,7 @@ class PackedPass:
         counts : int64 array of shape (8, 3)
             Of `COUNTED` places and `EVENTS`; added to.
         """
-        x = np.ascontiguousarray(inputs, np.float32)
+        x = np.require(inputs, np.float32, ["C", "A"])
         out = np.empty((len(x), self.width), np.float32)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
@@ -487,7 +487,7 @@ class PackedPass:
         self, x: npt.ArrayLike, h: npt.ArrayLike, c: npt.ArrayLike, counts: I64, index: int
     ) -> tuple[F32, F32]:
         """One time step of N independent states: x (N, I), h and c (N, H) to h and c."""
-        x = np.ascontiguousarray(x, np.float32)
+        x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
         room = np.empty(self.compiled.room(max(len(x), 1)), np.uint8).view(np.int8)

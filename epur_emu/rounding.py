@@ -162,12 +162,12 @@ def round_to(
         mode, random = "nearest-even", None
     words, seed, start = _random(random, mode, values.shape)
     result = np.empty(values.shape, np.float32) if out is None else out
-    if result.shape != values.shape or result.dtype != np.float32 or not result.flags.c_contiguous:
+    if result.shape != values.shape or result.dtype != np.float32 or not result.flags.carray:
         raise FormatError(
             "round_to", "out", f"is {result.dtype} {result.shape}",
-            f"give a C-contiguous float32 array {values.shape}",
+            f"give a C-contiguous, aligned float32 array {values.shape}",
         )  # fmt: skip
-    values = np.ascontiguousarray(values)
+    values = np.ascontiguousarray(np.require(values, requirements=["A"]))
     if values is not out and np.may_share_memory(values, result):
         values = values.copy()
     if not values.size:
@@ -214,7 +214,7 @@ def _random(
         raise FormatError(
             "round_to", "random", f"is {random.dtype} {random.shape}", f"give uint32 {shape}"
         )
-    return np.ascontiguousarray(random).ravel(), 0, 0
+    return np.require(random, requirements=["C", "A"]).ravel(), 0, 0
 
 
 def _overflow(format: FloatFormat) -> int:

@@ -54,7 +54,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     models = {} if explicit else list_models()
     if str(name) in models:
         return models[str(name)]
-    if (path / CARD).is_file():
+    if os.path.isfile(path / CARD):
         return path
     known = ", ".join(models or list_models()) or "none"
     raise ModelError(

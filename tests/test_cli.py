@@ -210,3 +210,15 @@ def test_a_network_with_a_weight_that_is_no_number(capsys, trained, tmp_path):
 
 def test_a_full_path_serves_as_well_as_a_name(capsys, trained):
     assert json_of(capsys, "run", Path(trained.path), "a dog runs .")["model"] == MODEL
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "{}"], ["run", MODEL, "--arithmetic", "{}"], ["run", MODEL, "--accelerator", "{}"],
+        ["run", MODEL, "--table", "{}"], ["trace", "info", "{}"], ["energy", "{}"], ["report", "{}"],
+        ["import", "{}.pt", "-o", "x"], ["sweep", "{}", "-o", "x.h5"],
+    ],
+)  # fmt: skip
+def test_a_name_that_no_file_may_have(capsys, arguments):
+    refused(capsys, *(argument.format("a" * 5000) for argument in arguments))

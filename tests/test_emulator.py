@@ -333,7 +333,7 @@ def forward(layer, x, a, level):
     sums, _, bound = packed._arrays(len(x))
     room = np.empty(packed.compiled.room(len(x)), np.uint8).view(np.int8)
     packed.compiled.forward(
-        np.ascontiguousarray(x, np.float32), sums, None, bound, 0, 1, np.zeros((8, 3), np.int64),
+        np.ascontiguousarray(x, np.float32), sums, None, bound, 0, 1, np.zeros((8, 4), np.int64),
         np.full(1, -1, np.int64), room,
     )  # fmt: skip
     return sums[:, :-1].reshape(len(x), -1, 4, 16)[:, :, 0].reshape(len(x), -1)

@@ -15,18 +15,20 @@ FOLDER = Path(__file__).parents[1] / PACKAGE
 # Lowest first. A name is a module of epur_emu, or a package with all that it holds.
 FLOORS = (
     {"errors", "version"},
-    {"formats", "streams", "toml"},
+    {"formats", "streams", "toml", "units"},
     {"_kernels"},
     {"rounding", "network", "arithmetic", "accelerator"},
     {"activations", "baseline", "integers"},
     {"checkpoints", "dataflow", "passes", "trace"},
     {"emulator", "energy", "oracle", "oracle_accesses"},
     {"replay", "tasks", "zoo"},
-    {"comparison", "format_table", "study"},
+    {"comparison", "format_table"},
     {"sequences"},
     {"importing"},
-    {"paper", "report"},
+    {"paper"},
+    {"study"},
     {"plots"},
+    {"report"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -762,6 +762,9 @@ def test_a_reader_that_hangs_or_dies(tmp_path: Path, monkeypatch: Any) -> None:
     assert "is not read in 0 s" in refused(path)
 
 
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="the address sanitizer reserves terabytes"
+)
 def test_a_limit_of_memory_is_kept(tmp_path: Path, monkeypatch: Any) -> None:
     """The reader's process asks for no more than its parent may have."""
     monkeypatch.undo()

@@ -409,6 +409,18 @@ def test_what_outlives_an_epoch_takes_room() -> None:
     assert row["refetch_bytes"][1:] == [160, 0]
 
 
+def test_an_epoch_may_leave_a_buffer_alone() -> None:
+    """And who made the trace may tell of the accelerator what is no accelerator."""
+    phases = [
+        Phase(name, "load", (AccessStream(name, "read", 1, 0, cycle, ()),))
+        for cycle, name in enumerate(("intermediate", "cu.i.weights"))
+    ]
+    trace = Trace(phases, BUFFERS, 2, {"accelerator": "mine"})
+    rows = replay(trace, "scratchpad", sizes=[1]).details["components"]
+    assert [row["refetch_bytes"] for row in rows] == [[0], [0]]
+    assert [row["energy_pj"] for row in rows] == [[None], [None]]
+
+
 @pytest.mark.parametrize("sampling", [0.05, 4000])
 @pytest.mark.parametrize(("seed", "skew"), [(1, 1.0), (2, 2.0), (3, 3.0)])
 def test_sampled_curve_is_within_its_error(sampling: float, seed: int, skew: float) -> None:

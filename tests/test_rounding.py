@@ -356,6 +356,34 @@ def test_in_place_strided_and_empty():
     assert round_to(np.float32(1.3), parse("e2m1f")).shape == ()
 
 
+def astray(array):
+    """A copy whose numbers begin between their machine words, as in a file mapped to memory."""
+    raw = np.zeros(array.nbytes + 1, np.uint8)
+    moved = raw[1:].view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    assert not moved.flags.aligned
+    return moved
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numbers_between_words(dtype, monkeypatch):
+    """C may not read these as they are; the kernels are shown none."""
+    v = FEW[:100].astype(dtype)
+
+    def watched(inner):
+        def call(*given):
+            assert all(one.flags.aligned for one in given if isinstance(one, np.ndarray))
+            return inner(*given)
+
+        return call
+
+    for name in ("_round_single", "_round_double"):
+        monkeypatch.setattr(rounding, name, watched(getattr(rounding, name)))
+    assert same(round_to(astray(v), parse("e4m3")), round_to(v, parse("e4m3")))
+    with pytest.raises(FormatError, match="aligned"):
+        round_to(v, parse("e4m3"), out=astray(np.zeros(100, np.float32)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [

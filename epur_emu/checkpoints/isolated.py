@@ -93,6 +93,8 @@ def _limit(memory: int) -> None:
         import resource
     except ImportError:  # a system without limits
         return
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):  # it reserves terabytes of addresses
+        return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from epur_emu.cli import energy, formats, networks, paper, replay, traces
+from epur_emu.cli import energy, formats, networks, paper, replay, report, study, traces
 from epur_emu.errors import EpurError
 from epur_emu.version import __version__
 
@@ -27,8 +27,10 @@ COMMANDS = (
     traces.trace,
     energy.energy_,
     replay.replay_,
+    report.report_,
     formats.formats,
     paper.paper,
+    study.sweep,
 )
 
 
@@ -67,3 +69,5 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # what no reader or writer foresaw: a full disk, a name too long
+        _leave(f"{error.filename or 'system'}: {error.strerror or error}", BAD_INPUT)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from epur_emu.arithmetic import ARITHMETICS
+from epur_emu.units import si as si
 
 as_json = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object and nothing else."
@@ -45,11 +46,3 @@ def plain(value: Any) -> Any:
 def show(value: dict[str, Any]) -> None:
     """Print one JSON object."""
     click.echo(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def si(value: float, unit: str) -> str:
-    """A number with a metric prefix, four digits: ``12.35 uJ``."""
-    if not value:
-        return f"0 {unit}"
-    power = max(-4, min(3, math.floor(math.log10(abs(value)) / 3)))
-    return f"{value / 1000.0**power:.4g} {['p', 'n', 'u', 'm', '', 'k', 'M', 'G'][power + 4]}{unit}"

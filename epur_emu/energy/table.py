@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -256,7 +257,7 @@ class EnergyTable:
             No preset and no file is called so, or the file is damaged.
         """
         text, chosen = str(name), {}
-        while text not in presets() and not Path(text).is_file() and ":" in text:
+        while text not in presets() and not os.path.isfile(text) and ":" in text:
             text, _, choice = text.rpartition(":")
             chosen["ports" if choice in PORTS else "cell"] = choice
         found = cls.from_dict(_plain(text, ()), text)
@@ -266,7 +267,7 @@ class EnergyTable:
 def _plain(text: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """A file's plain values, upon those of the table that it extends."""
     path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
-    if not path.is_file():
+    if not os.path.isfile(str(path)):
         raise TableError(
             "energy table", repr(text), "is neither a preset nor a file",
             f"use one of {', '.join(presets())} or the path of a TOML file",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +38,9 @@ def figure(width: float = 7.0, height: float = 4.2, rows: int = 1, columns: int 
     EpurError
         matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise EpurError(
-            "figure", "matplotlib", "is not installed", "pip install 'epur_emu[plot]'"
-        ) from None
+    _matplotlib()
+    from matplotlib.figure import Figure
+
     made = Figure(figsize=(width, height), layout="constrained")
     axes = made.subplots(rows, columns, squeeze=False)
     for one in axes.flat:
@@ -50,6 +49,29 @@ def figure(width: float = 7.0, height: float = 4.2, rows: int = 1, columns: int 
         one.grid(True, axis="y", linewidth=0.5, alpha=0.5)
         one.set_axisbelow(True)
     return made, axes if rows * columns > 1 else axes[0, 0]
+
+
+@contextmanager
+def scalable() -> Iterator[None]:
+    """Figures that are saved as SVG in this block keep their text as text and are always the same bytes.
+
+    Raises
+    ------
+    EpurError
+        matplotlib is missing.
+    """
+    with _matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": "epur"}):
+        yield
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise EpurError(
+            "figure", "matplotlib", "is not installed", "pip install 'epur_emu[plot]'"
+        ) from None
+    return matplotlib
 
 
 def save(made: Figure, path: str | Path) -> None:

@@ -22,7 +22,8 @@ def label(size: float) -> str:
     return f"{size:.4g} {unit}"
 
 
-def _size_axis(axes: Any, sizes: list[int]) -> None:
+def size_axis(axes: Any, sizes: list[int]) -> None:
+    """Make x an axis of bytes, doubling from tick to tick."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes[:: max(1, -(-len(sizes) // 10))])
     axes.xaxis.set_major_formatter(lambda size, _: label(size))
@@ -48,7 +49,7 @@ def miss_ratio(result: Result, path: str | Path) -> None:
             sizes, ratios - error, ratios + error, alpha=0.25, label="2 standard errors"
         )
         axes.legend(frameon=False)
-    _size_axis(axes, sizes)
+    size_axis(axes, sizes)
     axes.set_ylim(0, 1.02)
     axes.set(xlabel="size", ylabel="miss ratio")
     axes.set_title(
@@ -81,7 +82,7 @@ def capacity(result: Result, path: str | Path) -> None:
         if known:
             energy.plot([s for s, _ in known], [pj * 1e-6 for _, pj in known], **style)
     for one in (traffic, energy):
-        _size_axis(one, sizes)
+        size_axis(one, sizes)
         one.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.2)
     traffic.set_yscale("symlog", linthresh=1)
     traffic.set_ylim(bottom=0)

@@ -125,9 +125,11 @@ class Ranges:
 
     def at(self, address: Longs) -> Longs:
         """Which range holds each address; -1 for none."""
+        if not self.start.size:
+            return np.full(address.shape, -1)
         place = np.searchsorted(self.start, address, side="right") - 1
-        inside = (place >= 0) & (address < self.end[np.maximum(place, 0)]) if place.size else place
-        return np.where(inside, place, -1) if self.start.size else np.full(address.shape, -1)
+        inside = (place >= 0) & (address < self.end[np.maximum(place, 0)])
+        return np.where(inside, place, -1)
 
 
 def carried(epochs: Sequence[Ranges]) -> list[Ranges]:

@@ -80,7 +80,8 @@ class Scratchpad:
         self._source = source
         self._sizes = None if sizes is None else check_sizes(sizes, 1)
         # Loading takes longer than a small sweep.
-        self._table = EnergyTable.load(table) if "accelerator" in source.meta else None
+        told = isinstance(source.meta.get("accelerator"), dict)
+        self._table = EnergyTable.load(table) if told else None
         self._dram_bytes = 0
         self._buffers = {
             place: _Buffer(source.components[place], [], dict.fromkeys(OPS, 0))

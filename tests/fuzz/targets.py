@@ -26,6 +26,8 @@ from epur_emu.checkpoints.folder import CARD, read_card
 from epur_emu.checkpoints.importers import read_checkpoint
 from epur_emu.energy import EnergyTable
 from epur_emu.errors import EpurError
+from epur_emu.study.plan import Study
+from epur_emu.study.results import Results, energy_of, trace_of
 from epur_emu.tasks.features import read_wav
 from epur_emu.trace import Trace
 
@@ -270,6 +272,35 @@ def _waves() -> list[bytes]:
     return [out.getvalue()]
 
 
+def _results() -> list[bytes]:
+    layer = {"name": "a", "max_abs_error": 1e-3, "rms_error": 1e-4, "overflow": 0, "saturation": 0}
+    cost = {"dram": {"dynamic": 2.0, "static": 1.0, "accesses": 3.0}}
+    moved = {"dram": {"reads": 2.0, "writes": 1.0, "bytes": 192.0}}
+    point = {
+        "point": 0, "key": "0" * 16, "model": "m", "task": "t", "arithmetic": "fp16",
+        "accelerator": "epur", "dataflow": "epur", "table": "epur-28nm", "metric": "BLEU",
+        "higher_is_better": True, "float32": 30.0, "emulated": 29.5, "loss": 0.5, "n": 4,
+        "same_outputs": 3, "metrics": {"float32": {"BLEU": 30.0}, "emulated": {"BLEU": 29.5}},
+        "bits": {"weight": 16.0}, "weight_bits": 1e6, "items": 4, "cycles": 1e5, "seconds": 2e-4,
+        "real_time_factor": None, "energy_pj": energy_of(cost), "average_mw": 1.0, "peak_mw": 2.0,
+        "area_mm2": 30.0, "wider": {"add.bf16": "fp16"}, "layers": [layer], "trace": trace_of(moved),
+        "stage": "sweep", "chosen": False, "problem": None,
+    }  # fmt: skip
+    path = _scratch(b"")
+    Results("a", "models = []", [point, {**point, "point": 1}], planned=2).save(path)
+    return [path.read_bytes()]
+
+
+def _studies() -> list[bytes]:
+    return [
+        b'name = "a"\nsummary = "b"\nmodels = ["paper:{LDLRNN,BYSDNE}"]\n'
+        b'arithmetics = ["epur-fp16", { base = "epur-fp16", weight = "e5m{2..10}" }]\n'
+        b'accelerators = ["epur", { base = "epur-mwl", weight_buffer_bytes = "1M:4M" }]\n'
+        b'tables = ["epur-28nm"]\nlimit = 3\ntraced = 2\nerrors = 1\n\n[search]\nloss = 0.5\n'
+        b'place = "weight"\nformats = "int{2..8}"\ngroups = "layer"\n',
+    ]
+
+
 FORMS = ("pytorch", "legacy", "onnx", "safetensors", "npz", "keras", "h5")
 #: Read in a process of their own, which takes its time.
 SLOW = ("keras", "h5")
@@ -279,6 +310,8 @@ TARGETS = {
     "trace-tables": Target("a.h5", _golden, _trace, of_tables),
     "trace-image": Target("a.h5", _golden, _trace, of_image),
     **{form: _checkpoint(form) for form in FORMS},
+    "study": Target("a.toml", _studies, Study.load, of_text),
+    "results": Target("a.h5", _results, Results.open, of_bytes),
     "accelerator": Target("a.toml", _presets("accelerators"), Accelerator.load, of_text),
     "energy": Target("a.toml", _presets("energy"), EnergyTable.load, of_text),
     "arithmetic": Target("a.toml", _arithmetics, arithmetic, of_text),
