@@ -186,10 +186,11 @@ def main() -> None:
         marks = f"<!-- {name}, made by scripts/make_studies.py -->", f"<!-- end of {name} -->"
         made = f"Made on {done.made} with epur_emu {done.software['epur_emu']}: {len(done.points)} points."
         text = f"{marks[0]}\n\n{made}\n\n{SHOWN[name](done)}{problems(done)}\n\n{marks[1]}"
-        pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
-        if not pattern.search(page):
+        pattern = f"{re.escape(marks[0])}.*?{re.escape(marks[1])}"
+        place = re.search(pattern, page, re.DOTALL)
+        if not place:
             sys.exit(f"{PAGE}: the marks of {name} are missing; put {' and '.join(marks)} there")
-        page = pattern.sub(lambda _, text=text: text, page)
+        page = page[: place.start()] + text + page[place.end() :]
         PAGE.write_text(page, encoding="utf-8")
 
 
