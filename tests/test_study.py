@@ -360,6 +360,8 @@ def test_a_tasks_points_are_what_evaluate_finds(
         {"models": [str(path)], "arithmetics": list(names), "limit": 12, "traced": 3, "errors": 2}
     )
     assert len(done.points) == 2
+    plan = Study.of({"models": [str(path)], "arithmetics": [names[0]], "limit": 99})
+    assert study(plan, limit=5).points[0]["n"] == 5
     for row, name in zip(done.points, names, strict=True):
         wanted = comparison.evaluate(model, arithmetic(name), EPUR, limit=12)
         assert row["metrics"] == dict(zip(("float32", "emulated"), wanted.metrics, strict=True))
