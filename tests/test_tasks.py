@@ -117,7 +117,7 @@ def test_a_run_shows_float32_beside_emulated(folder: Path, tmp_path: Path) -> No
 
 @given(st.lists(st.integers(0, 50), max_size=300))
 def test_chunks_hold_every_item_once_with_those_of_its_size(sizes: list[int]) -> None:
-    chunks = comparison._chunks(sizes)
+    chunks = comparison.chunks(sizes)
     assert sorted(n for chunk in chunks for n in chunk) == list(range(len(sizes)))
     ordered = [sizes[n] for chunk in chunks for n in chunk]
     assert ordered == sorted(sizes, reverse=True)

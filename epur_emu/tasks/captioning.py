@@ -27,6 +27,7 @@ from epur_emu.tasks import data
 from epur_emu.tasks.base import Answer, Task
 from epur_emu.tasks.beam import Beam, search
 from epur_emu.tasks.bpe import BOS, EOS, SPECIALS, UNK, read_symbols
+from epur_emu.tasks.dense import Dense
 from epur_emu.tasks.metrics import bleu
 from epur_emu.trace import Trace
 
@@ -153,10 +154,10 @@ class Captioning(Task):
         ]
         self._feature = np.ascontiguousarray(host["feature.weight"].T)
         self._state = np.ascontiguousarray(host["state.weight"].T)
-        self._readout = np.ascontiguousarray(host["readout.weight"].T)
-        self._output = np.ascontiguousarray(host["words"].T)
-        self._words, self._output_bias = host["words"], host["bias"]
-        self._biases = {name: host[f"{name}.bias"] for name in ("feature", "state", "readout")}
+        self._readout = Dense(host["readout.weight"], host["readout.bias"])
+        self._output = Dense(host["words"], host["bias"])
+        self._words = host["words"]
+        self._biases = {name: host[f"{name}.bias"] for name in ("feature", "state")}
 
     def read(self, given: str | None) -> Picture:
         """The picture in a PNG file; by default a red heart, drawn here."""
@@ -275,8 +276,8 @@ class Captioning(Task):
             0, x.reshape(pictures * rows, -1), *state.reshape(2, -1, self.cells)
         )
         seen = np.concatenate((h.reshape(pictures, rows, -1), beside), -1)
-        read = np.tanh(seen @ self._readout + self._biases["readout"])
-        return read @ self._output + self._output_bias, np.stack((h, c)).reshape(state.shape)
+        scores = self._output(np.tanh(self._readout(seen)))
+        return scores, np.stack((h, c)).reshape(state.shape)
 
     def _result(self, beam: Beam) -> Answer:
         symbols, score = beam.best(self.length_penalty)
