@@ -315,8 +315,8 @@ def evaluate(
     prepared = [task(model, each, accelerator, count=False) for each in both]
     items, references = prepared[0].test_set(limit)
     beam = prepared[0].beam if beam is None else beam
-    chunks = _chunks([prepared[0].size(item) for item in items])
-    jobs = max(1, min(jobs, len(chunks)))
+    together = chunks([prepared[0].size(item) for item in items])
+    jobs = max(1, min(jobs, len(together)))
     answers: list[tuple[Answer, ...]] = []
     seconds = []
     processes = _workers(model, both, accelerator, jobs) if jobs > 1 else _alone(prepared)
@@ -327,8 +327,8 @@ def evaluate(
             begin = time.perf_counter()
             found: dict[int, Answer] = {}
             with tqdm(total=len(items), unit="item", desc=each.name, disable=not progress) as bar:
-                calls = [(number, [items[n] for n in chunk], beam) for chunk in chunks]
-                for chunk, part in zip(chunks, work(calls), strict=True):
+                calls = [(number, [items[n] for n in chunk], beam) for chunk in together]
+                for chunk, part in zip(together, work(calls), strict=True):
                     found |= zip(chunk, part, strict=True)
                     bar.update(len(chunk))
             seconds.append(time.perf_counter() - begin)
@@ -345,12 +345,12 @@ def answer_all(prepared: Task, items: Sequence[Any], beam: int) -> tuple[Answer,
     """Answers of one task in this process; items of about one size are answered together."""
     found: dict[int, Answer] = {}
     with one_thread(needed=True):
-        for chunk in _chunks([prepared.size(item) for item in items]):
+        for chunk in chunks([prepared.size(item) for item in items]):
             found |= zip(chunk, prepared.answer([items[n] for n in chunk], beam), strict=True)
     return tuple(found[n] for n in range(len(items)))
 
 
-def _chunks(sizes: Sequence[int]) -> list[list[int]]:
+def chunks(sizes: Sequence[int]) -> list[list[int]]:
     """Places of the items that are answered together: of about one size, the largest first."""
     order = sorted(range(len(sizes)), key=lambda n: (-sizes[n], n))
     most = max(1, min(CHUNK, math.ceil(len(order) / CHUNK)))

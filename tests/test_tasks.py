@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from epur_emu.arithmetic import arithmetic
 from epur_emu.checkpoints.folder import read_folder
 from epur_emu.energy import EnergyTable
 from epur_emu.errors import EpurError, ModelError
-from epur_emu.tasks import TASKS, Task, data, metrics
+from epur_emu.tasks import TASKS, Task, metrics
 from epur_emu.zoo import list_models
 
 EPUR = Accelerator.load("epur")
@@ -119,7 +117,7 @@ def test_a_run_shows_float32_beside_emulated(folder: Path, tmp_path: Path) -> No
 
 @given(st.lists(st.integers(0, 50), max_size=300))
 def test_chunks_hold_every_item_once_with_those_of_its_size(sizes: list[int]) -> None:
-    chunks = comparison._chunks(sizes)
+    chunks = comparison.chunks(sizes)
     assert sorted(n for chunk in chunks for n in chunk) == list(range(len(sizes)))
     ordered = [sizes[n] for chunk in chunks for n in chunk]
     assert ordered == sorted(sizes, reverse=True)
@@ -250,121 +248,3 @@ def test_bleu_is_of_words() -> None:
     assert metrics.bleu([text], [text]) == {"BLEU": pytest.approx(100), "chrF": pytest.approx(100)}
     found = metrics.bleu([text, "a cat sleeps on the mat ."], [text, "the dog is on the mat ."])
     assert 10 < found["BLEU"] < 90
-
-
-# --- data sets
-
-
-def test_a_data_set_is_where_the_variable_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EPUR_DATA", str(tmp_path))
-    with pytest.raises(EpurError, match=r"fsdd.*is no folder"):
-        data.folder("fsdd")
-    (tmp_path / "fsdd").mkdir()
-    assert data.folder("fsdd") == tmp_path / "fsdd"
-
-
-@pytest.mark.parametrize("name", ["fsdd", "nothing-known"])
-def test_a_data_set_that_can_not_be_had_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.delenv("EPUR_DATA", raising=False)
-    monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(EpurError, match=f"set EPUR_DATA to the folder that holds {name}/"):
-        data.folder(name)
-
-
-@pytest.fixture
-def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """What addresses give, through a stand-in for pooch; by address."""
-    answers: dict[str, bytes] = {}
-
-    def retrieve(
-        url: str, known_hash: None, fname: str, path: Path, progressbar: bool = False
-    ) -> str:
-        if url not in answers:
-            raise OSError(f"no route to {url}")
-        (Path(path) / fname).write_bytes(answers[url])
-        return str(Path(path) / fname)
-
-    pooch = types.SimpleNamespace(
-        retrieve=retrieve,
-        os_cache=lambda name: str(tmp_path / name),
-        get_logger=lambda: types.SimpleNamespace(setLevel=lambda level: None),
-    )
-    monkeypatch.setitem(sys.modules, "pooch", pooch)
-    monkeypatch.delenv("EPUR_DATA", raising=False)
-    return answers
-
-
-def _known(monkeypatch: pytest.MonkeyPatch, **entry: object) -> None:
-    full = {"source": "http://here", "revision": "r1", **entry}
-    monkeypatch.setattr(data, "catalogue", lambda: {"small": full})
-
-
-def _files(tmp_path: Path, contents: dict[str, bytes]) -> Path:
-    for name, content in contents.items():
-        path = tmp_path / "wanted" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return tmp_path / "wanted"
-
-
-def test_files_are_downloaded_once_and_verified(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upstream: dict[str, bytes]
-) -> None:
-    wanted = _files(tmp_path, {"a.txt": b"A", "b.txt": b"B"})
-    _known(monkeypatch, base="http://here/", files=["a.txt", "b.txt"], sha256=data.digest(wanted))
-    upstream |= {"http://here/a.txt": b"A", "http://here/b.txt": b"damaged"}
-    with pytest.raises(EpurError, match="SHA-256"):
-        data.folder("small")
-    del upstream["http://here/b.txt"]
-    with pytest.raises(EpurError, match=r"no route to .*set EPUR_DATA"):
-        data.folder("small")
-    upstream["http://here/b.txt"] = b"B"
-    path = data.folder("small")
-    assert path == tmp_path / "epur_emu" / "small" / "r1"
-    assert {p.name: p.read_bytes() for p in path.iterdir()} == {"a.txt": b"A", "b.txt": b"B"}
-    upstream.clear()
-    assert data.folder("small") == path
-    assert [p.name for p in path.parent.iterdir()] == ["r1"]
-
-
-def test_an_archive_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upstream: dict[str, bytes]
-) -> None:
-    wanted = _files(tmp_path, {"sounds/1.wav": b"one", "sounds/2.wav": b"two"})
-    archive = tmp_path / "all.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        for name in ("sounds/1.wav", "sounds/2.wav"):
-            file.writestr(f"set-r1/{name}", (wanted / name).read_bytes())
-        file.writestr("set-r1/README.md", "read me")
-        file.writestr("set-r1/sounds/../../../escaped.wav", "gone")
-    _known(
-        monkeypatch, archive="http://here/all.zip", members=r"[^/]+/(sounds/.*\.wav)",
-        sha256=data.digest(wanted),
-    )  # fmt: skip
-    upstream["http://here/all.zip"] = b"no archive"
-    with pytest.raises(EpurError, match=r"http://here/all\.zip: download failed"):
-        data.folder("small")
-    upstream["http://here/all.zip"] = archive.read_bytes()
-    path = data.folder("small")
-    assert sorted(p.name for p in path.rglob("*")) == ["1.wav", "2.wav", "sounds"]
-    assert not list(tmp_path.rglob("escaped.wav"))
-
-
-@pytest.mark.parametrize("name", sorted(data.catalogue()))
-def test_a_data_set_is_pinned_and_has_a_licence(name: str) -> None:
-    entry = data.catalogue()[name]
-    assert {"title", "source", "revision", "licence", "status", "sha256"} <= set(entry)
-    assert len(entry["revision"]) == 40
-    assert len(entry["sha256"]) == 64
-    assert entry["revision"] in entry.get("archive", entry.get("base"))
-
-
-@pytest.mark.skipif("EPUR_DATA" not in os.environ, reason="no EPUR_DATA")
-@pytest.mark.parametrize("name", sorted(data.catalogue()))
-def test_a_local_data_set_is_the_pinned_one(name: str) -> None:
-    path = Path(os.environ["EPUR_DATA"]) / name
-    if not path.is_dir():
-        pytest.skip(f"no {name} there")
-    assert data.digest(path) == data.catalogue()[name]["sha256"]

@@ -34,31 +34,39 @@ class Beam:
         return not self._texts or len(self._finished) >= self.size or self.steps >= self.longest
 
     def advance(self, logp: F32) -> None:
-        """Extend the hypotheses, given their next symbols' log probabilities (size, symbols).
+        """Extend the hypotheses, given their next symbols' log probabilities (rows, symbols).
 
-        A hypothesis is complete once its ``</s>`` is among the `size` best extensions.
+        A hypothesis is complete once its ``</s>`` is among the `size` best extensions. Of rows there
+        may be fewer than `size`, where fewer hypotheses are alive.
         """
         self.steps += 1
         self.passes += len(self._texts)
-        symbols = logp.shape[1]
-        total = (self._scores[:, None] + logp).ravel()
-        total[np.isnan(total)] = -np.inf
-        count = min(2 * self.size, len(total))  # enough, should `size` of them be </s>
-        top = np.argpartition(-total, count - 1)[:count]
-        top = top[np.lexsort((top, -total[top]))]
+        total = self._scores[: len(logp), None] + logp
+        best = total.max(0)
+        if np.isnan(best).any():
+            total[np.isnan(total)] = -np.inf
+            best = total.max(0)
+        count = min(2 * self.size, total.size)  # enough, should `size` of them be </s>
+        # They are of the `count` symbols whose best rows are best.
+        symbols = np.arange(len(best))
+        if count < len(best):
+            symbols = np.argpartition(best, -count)[-count:]
+        rows, words = np.divmod(np.arange(len(logp) * len(symbols)), len(symbols))
+        words, values = symbols[words], total[:, symbols].ravel()
+        order = np.lexsort((words, rows, -values))[:count]
         texts, self._texts = self._texts, []
-        scores, self._scores = total, np.full(self.size, -np.inf)
-        for rank, place in enumerate(top):
-            row, word = divmod(int(place), symbols)
-            if len(self._texts) == self.size or scores[place] == -np.inf:
+        self._scores = np.full(self.size, -np.inf)
+        chosen = zip(*(each[order].tolist() for each in (rows, words, values)), strict=True)
+        for rank, (row, word, value) in enumerate(chosen):
+            if len(self._texts) == self.size or value == -np.inf:
                 break
             text = (*texts[row], word)
             if word != EOS:
                 n = len(self._texts)
-                self._scores[n], self.words[n], self.parents[n] = scores[place], word, row
+                self._scores[n], self.words[n], self.parents[n] = value, word, row
                 self._texts.append(text)
             elif rank < self.size:
-                self._finished.append((float(scores[place]), len(text), text[:-1]))
+                self._finished.append((value, len(text), text[:-1]))
 
     def best(self, power: float) -> tuple[tuple[int, ...], float]:
         """The best complete text, or where none is, the best that was cut; and its score."""
@@ -84,12 +92,12 @@ def search(
         Initial states.
     step : callable
         Takes words (S, k), the memories and states (P, S, k, H) of the items that go on; gives scores
-        (S, k, symbols) and the states after.
+        (S, k, symbols) and the states after. In the first step k is 1: all texts begin alike.
     """
-    state = np.repeat(starts[:, :, None], beams[0].size, axis=2)
+    state = starts[:, :, None]
     alive = list(zip(memories, beams, strict=True))
     while alive:
-        words = np.stack([beam.words for _, beam in alive])
+        words = np.stack([beam.words[: state.shape[2]] for _, beam in alive])
         scores, state = step(words, [memory for memory, _ in alive], state)
         for (_, beam), row in zip(alive, log_softmax(scores), strict=True):
             beam.advance(row)

@@ -7,12 +7,13 @@ inputs. All of it but the LSTM layer is computed here, in float32.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from epur_emu.tasks import data
 from epur_emu.tasks.base import Answer, Task
 from epur_emu.tasks.beam import Beam, search
 from epur_emu.tasks.bpe import BOS, EOS, SPECIALS, UNK, read_symbols
+from epur_emu.tasks.dense import Dense
 from epur_emu.tasks.metrics import bleu
 from epur_emu.trace import Trace
 
@@ -152,10 +154,10 @@ class Captioning(Task):
         ]
         self._feature = np.ascontiguousarray(host["feature.weight"].T)
         self._state = np.ascontiguousarray(host["state.weight"].T)
-        self._readout = np.ascontiguousarray(host["readout.weight"].T)
-        self._output = np.ascontiguousarray(host["words"].T)
-        self._words, self._output_bias = host["words"], host["bias"]
-        self._biases = {name: host[f"{name}.bias"] for name in ("feature", "state", "readout")}
+        self._readout = Dense(host["readout.weight"], host["readout.bias"])
+        self._output = Dense(host["words"], host["bias"])
+        self._words = host["words"]
+        self._biases = {name: host[f"{name}.bias"] for name in ("feature", "state")}
 
     def read(self, given: str | None) -> Picture:
         """The picture in a PNG file; by default a red heart, drawn here."""
@@ -274,8 +276,8 @@ class Captioning(Task):
             0, x.reshape(pictures * rows, -1), *state.reshape(2, -1, self.cells)
         )
         seen = np.concatenate((h.reshape(pictures, rows, -1), beside), -1)
-        read = np.tanh(seen @ self._readout + self._biases["readout"])
-        return read @ self._output + self._output_bias, np.stack((h, c)).reshape(state.shape)
+        scores = self._output(np.tanh(self._readout(seen)))
+        return scores, np.stack((h, c)).reshape(state.shape)
 
     def _result(self, beam: Beam) -> Answer:
         symbols, score = beam.best(self.length_penalty)
@@ -294,7 +296,10 @@ def heart() -> Picture:
 
 
 def read_captions(split: str) -> list[tuple[Path, str]]:
-    """Image files and captions of the emoji data set, which `data.folder` finds.
+    """Image files and captions of the emoji data set.
+
+    Below `EPUR_DATA` it is the folder ``emoji`` with ``captions.tsv`` (file, caption, split) and
+    ``png72/``; where the variable is not set, pictures and names are downloaded from their projects.
 
     Parameters
     ----------
@@ -305,16 +310,36 @@ def read_captions(split: str) -> list[tuple[Path, str]]:
     EpurError
         The data are not there.
     """
-    root = data.folder("emoji")
-    path = root / "captions.tsv"
+    root = data.own("emoji")
+    if root:
+        path, read = root / "captions.tsv", _read_table
+    else:
+        path, read = data.downloaded("emojibase-data", "emoji") / "data.json", _read_emojibase
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        return [(root / "png72" / r["file"], r["caption"]) for r in rows if r["split"] == split]
-    except (OSError, UnicodeDecodeError, KeyError) as error:
+            captions = read(file, split)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EpurError(
             path, "captions", f"can't be read ({error})", "restore the data set",
         ) from error  # fmt: skip
+    if root:
+        return [(root / "png72" / name, text) for name, text in captions]
+    pictures = data.downloaded("noto-emoji", "emoji", split)
+    return [(pictures / name, text) for name, text in captions if (pictures / name).is_file()]
+
+
+def _read_table(file: TextIO, split: str) -> list[tuple[str, str]]:
+    """File names and captions of a split, from a table of all."""
+    rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [(row["file"], row["caption"]) for row in rows if row["split"] == split]
+
+
+def _read_emojibase(file: TextIO, split: str) -> list[tuple[str, str]]:
+    """File names and captions of all emoji, in Emojibase's order."""
+    rows = [each for emoji in json.load(file) for each in (emoji, *emoji.get("skins", ()))]
+    codes = [row["hexcode"].lower().split("-") for row in rows]
+    names = ["_".join(code for code in parts if code != "fe0f") for parts in codes]
+    return [(f"emoji_u{n}.png", row["label"]) for n, row in zip(names, rows, strict=True)]
 
 
 def read_picture(path: str | os.PathLike[str]) -> Picture:

@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from epur_emu.errors import EpurError
 
@@ -23,6 +25,9 @@ else:
 #: Names the folder that holds a folder for each data set.
 VARIABLE = "EPUR_DATA"
 
+#: Files that are downloaded at once.
+CONNECTIONS = 8
+
 _CATALOGUE = Path(__file__).resolve().parents[1] / "data" / "datasets.toml"
 
 
@@ -32,11 +37,27 @@ def catalogue() -> dict[str, dict[str, Any]]:
     return tomllib.loads(_CATALOGUE.read_text(encoding="utf-8"))
 
 
-def folder(name: str) -> Path:
-    """The folder of a data set.
+def own(name: str) -> Path | None:
+    """The folder of a data set below the one that `EPUR_DATA` names; None where that is not set.
 
-    Where `EPUR_DATA` is set, nothing is downloaded. Where it is not, the data set is downloaded by
-    the package pooch into the user's cache, unless it is there.
+    Raises
+    ------
+    EpurError
+        It is not there.
+    """
+    root = os.environ.get(VARIABLE)
+    if not root:
+        return None
+    path = Path(root) / name
+    if not path.is_dir():
+        raise EpurError(
+            path, "data set", "is no folder", f"make it, or let {VARIABLE} name another folder"
+        )
+    return path
+
+
+def folder(name: str) -> Path:
+    """The folder of a data set: the user's `own`, or else that of `downloaded`.
 
     Parameters
     ----------
@@ -48,16 +69,30 @@ def folder(name: str) -> Path:
     EpurError
         It is not there, or could not be downloaded whole.
     """
-    root = os.environ.get(VARIABLE)
-    if root:
-        path = Path(root) / name
-        if not path.is_dir():
-            raise EpurError(
-                path, "data set", "is no folder", f"make it, or let {VARIABLE} name another folder"
-            )
-        return path
+    return own(name) or downloaded(name, name)
+
+
+def downloaded(name: str, called: str, part: str = "") -> Path:
+    """The folder of a data set in the user's cache, into which the package pooch downloads it once.
+
+    What an interrupted download has fetched is kept for the next one.
+
+    Parameters
+    ----------
+    name : str
+        As the catalogue has it.
+    called : str
+        The folder below `EPUR_DATA` that would be taken instead, for messages.
+    part : str
+        Which part, of a data set that has parts.
+
+    Raises
+    ------
+    EpurError
+        It could not be downloaded whole.
+    """
+    by_hand = f"set {VARIABLE} to the folder that holds {called}/"
     entry = catalogue().get(name)
-    by_hand = f"set {VARIABLE} to the folder that holds {name}/"
     if entry is None:
         raise EpurError("data set", name, "is not found", by_hand)
     try:
@@ -67,19 +102,26 @@ def folder(name: str) -> Path:
             "data set", name, "is not found",
             f"{by_hand}, or let it be downloaded: pip install 'epur_emu[data]'",
         ) from error  # fmt: skip
-    target: Path = Path(pooch.os_cache("epur_emu")) / name / entry["revision"]
+    target: Path = Path(pooch.os_cache("epur_emu")) / name / entry["revision"] / part
     if not target.is_dir():
+        scratch = target.with_name(target.name + ".part")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as part:
-                whole = Path(part) / "whole"
-                _download(entry, Path(part), whole)
-                whole.replace(target)
+            (scratch / "whole").mkdir(parents=True, exist_ok=True)
+            _download(entry, part, scratch)
+            _verify(scratch, entry["parts"][part] if part else entry["sha256"])
+            (scratch / "whole").replace(target)
+            shutil.rmtree(scratch, ignore_errors=True)
         # Whatever the network, the archive or the disk does ends here.
         except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if target.is_dir():  # another process was first
+                return target
+            cause: BaseException = error
+            while cause.__context__ is not None:
+                cause = cause.__context__
             raise EpurError(
-                entry.get("archive", entry["source"]), "download", f"failed ({error})", by_hand
-            ) from error
+                entry.get("archive", entry["source"]), "download", f"failed ({cause})",
+                f"{by_hand}, or try again",
+            ) from error  # fmt: skip
     return target
 
 
@@ -93,21 +135,41 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _download(entry: dict[str, Any], scratch: Path, target: Path) -> None:
-    """Download a data set into the folder `target`, and verify it."""
+def _download(entry: dict[str, Any], part: str, scratch: Path) -> None:
+    """Download a data set into the folder `scratch`, whole as its folder `whole`."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    target.mkdir()
-    bar = sys.stderr.isatty()
+    bar, whole = sys.stderr.isatty(), scratch / "whole"
     if "archive" in entry:
         path = pooch.retrieve(entry["archive"], None, "archive", scratch, progressbar=bar)
-        unpack(Path(path), entry["members"], target)
-    for name in entry.get("files", ()):
-        pooch.retrieve(entry["base"] + name, None, name, target, progressbar=bar)
-    found = digest(target)
-    if found != entry["sha256"]:
-        raise ValueError(f"the files' SHA-256 is {found}, not {entry['sha256']}")
+        try:
+            unpack(Path(path), entry["members"], whole)
+        except zipfile.BadZipFile:
+            Path(path).unlink()
+            raise
+        return
+    names = entry.get("files", ())
+    if part:
+        text = (_CATALOGUE.parent / entry["names"]).read_text(encoding="utf-8")
+        names = [entry["file"].format(name) for name in tomllib.loads(text)[part].split()]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        calls = [
+            pool.submit(pooch.retrieve, entry["base"] + name, None, name, whole) for name in names
+        ]
+        try:
+            for call in tqdm(as_completed(calls), "download", len(calls), disable=not bar):
+                call.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _verify(scratch: Path, wanted: str) -> None:
+    """Refuse a data set other than the pinned one, and remove it."""
+    found = digest(scratch / "whole")
+    if found != wanted:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise ValueError(f"the files' SHA-256 is {found}, not {wanted}")
 
 
 def unpack(archive: Path, members: str, target: Path) -> None:

@@ -23,6 +23,7 @@ from epur_emu.tasks import data, metrics
 from epur_emu.tasks.base import Answer, Task, outputs_of_passes
 from epur_emu.tasks.beam import Beam, search, softmax
 from epur_emu.tasks.bpe import BOS, Bpe
+from epur_emu.tasks.dense import Dense
 from epur_emu.trace import Trace
 
 if TYPE_CHECKING:
@@ -96,10 +97,9 @@ class Translation(Task):
         # Products with the transposed weights read them in the order in which they lie.
         self._bridge = np.ascontiguousarray(host["bridge.weight"].T)
         self._key = np.ascontiguousarray(host["key.weight"].T)
-        self._readout = np.ascontiguousarray(host["readout.weight"].T)
-        self._output = np.ascontiguousarray(host["target"].T)
-        self._bridge_bias, self._readout_bias = host["bridge.bias"], host["readout.bias"]
-        self._output_bias = host["bias"]
+        self._readout = Dense(host["readout.weight"], host["readout.bias"])
+        self._output = Dense(host["target"], host["bias"])
+        self._bridge_bias = host["bridge.bias"]
         self._scale = np.float32(self.cells**-0.5)
 
     def read(self, given: str | None) -> str:
@@ -285,8 +285,7 @@ class Translation(Task):
     ) -> tuple[F32, F32]:
         """One decoder step of k hypotheses of each of S sentences.
 
-        Each product takes one sentence's k rows at a time, so that a float32 sum does not depend on
-        which other sentences are there.
+        As in `Dense`, no sum on the host depends on which other sentences are there.
 
         Parameters
         ----------
@@ -312,10 +311,8 @@ class Translation(Task):
         both = np.concatenate((h1, context.reshape(len(h1), -1)), 1)
         h2, c2 = self.decoder.step(1, both, flat[2], flat[3])
         seen = np.concatenate((h2.reshape(shape), context, x), 2)
-        read = np.tanh(seen @ self._readout + self._readout_bias)
-        return read @ self._output + self._output_bias, np.stack((h1, c1, h2, c2)).reshape(
-            4, *shape
-        )
+        scores = self._output(np.tanh(self._readout(seen)))
+        return scores, np.stack((h1, c1, h2, c2)).reshape(4, *shape)
 
     def _result(self, beam: Beam, power: float) -> Answer:
         symbols, score = beam.best(power)
