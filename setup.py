@@ -91,7 +91,15 @@ extras = {
     "bench": ["torch>=2.1", "onnx>=1.15", "onnxruntime>=1.17", "ml_dtypes>=0.5", "gfloat>=0.5"],
     "frameworks": ["torch>=2.1", "onnx>=1.15", "onnxscript", "onnxruntime>=1.17", "keras>=3"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.5", "gfloat>=0.5", *evaluate],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.5",
+        "hypothesis>=6.100",
+        "matplotlib>=3.7",
+        "ml_dtypes>=0.5",
+        "gfloat>=0.5",
+        *evaluate,
+    ],
     # matplotlib for its types
     "lint": ["ruff>=0.6", "mypy>=1.11", "cython-lint>=0.16", "matplotlib>=3.7"],
 }

@@ -193,7 +193,7 @@ def test_an_interruption_ends_all_processes(recordings: Path, whom: str) -> None
         assert command.poll() is None, shown
     time.sleep(0.3)  # the processes are now in the midst of it
     (os.killpg if whom == "all" else os.kill)(command.pid, signal.SIGINT)
-    out, err = command.communicate(timeout=20)
+    out, err = command.communicate(timeout=120)
     assert command.returncode == 130
     assert out == b""
     assert err.endswith(b"epur: interrupted\n")
