@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from epur_emu.energy import EnergyTable, Report, timeline
+from epur_emu.energy import EnergyTable, Report, Timeline, timeline
 from epur_emu.plots import COLOURS, figure, save
 from epur_emu.trace import Trace
 
@@ -45,34 +45,39 @@ def plot_energy(trace: Trace, table: EnergyTable, report: Report, path: str | Pa
     made, (bars, times) = figure(9.0, 7.0, rows=2)
     bars, times = np.ravel([bars, times])
     draw_bars(bars, report)
+    draw_power(times, over_time, report)
+    save(made, path)
+
+
+def draw_power(axes: Any, over_time: Timeline, report: Report) -> None:
+    """Power of each group of components over the run's cycles, one upon the other."""
     cycles = over_time.cycles
     bottom = np.zeros(cycles.size - 1)
     for name in GROUP_COLOURS:
         power = over_time.power_mw.get(name, np.zeros(1))
         if not power.any():
             continue
-        times.stairs(
+        axes.stairs(
             bottom + power, cycles, baseline=bottom, fill=True, color=GROUP_COLOURS[name],
             label=name, linewidth=0,
         )  # fmt: skip
         bottom = bottom + power
-    times.set_xlim(0, cycles[-1])
-    times.locator_params(axis="x", nbins=6)
-    times.xaxis.set_major_formatter("{x:,.0f}")
-    times.set_ylim(0, None)
-    times.set_xlabel(f"cycle   (the run takes {report.seconds * 1e3:.4g} ms)")
-    times.set_ylabel("power (mW)")
-    times.axhline(report.average_mw, color="0.2", linewidth=1, linestyle="--")
-    times.annotate(
+    axes.set_xlim(0, cycles[-1])
+    axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_ylim(0, None)
+    axes.set_xlabel(f"cycle   (the run takes {report.seconds * 1e3:.4g} ms)")
+    axes.set_ylabel("power (mW)")
+    axes.axhline(report.average_mw, color="0.2", linewidth=1, linestyle="--")
+    axes.annotate(
         f"average {report.average_mw:.0f} mW", (1, report.average_mw), (0, 3),
         xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=8,
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
-    handles, labels = times.get_legend_handles_labels()
-    times.legend(
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
         handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
     )
-    save(made, path)
 
 
 def draw_bars(axes: Any, report: Report) -> None:
