@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from epur_emu.energy import EnergyTable, Report, timeline
-from epur_emu.energy.timeline import Timeline
+from epur_emu.energy import EnergyTable, Report, Timeline, timeline
 from epur_emu.plots import COLOURS, figure, save
 from epur_emu.trace import Trace
 
