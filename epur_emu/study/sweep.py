@@ -186,7 +186,7 @@ class Runner:
     journal : Journal
     pool : Executor
     width : int
-        Calls that it can have at once.
+        Calls that it should have at once.
     bar : tqdm
     """
 
@@ -211,12 +211,10 @@ class Runner:
         self.bar.refresh()
         running: dict[Future[tuple[Plain, float]], Unit] = {}
         tries: Counter[str] = Counter()
-        # One more than can run, so that none waits for the next; in this process one at a time.
-        most = self.width + (self.width > 1)
         try:
             while waiting or running:
                 ready = (u for u in waiting.values() if u.needs is None or u.needs in known)
-                for unit in list(islice(ready, max(0, most - len(running)))):
+                for unit in list(islice(ready, max(0, self.width - len(running)))):
                     del waiting[unit.key]
                     given = None if unit.needs is None else known[unit.needs]
                     running[self.pool.submit(timed, unit, given, __version__)] = unit
