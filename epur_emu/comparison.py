@@ -27,6 +27,9 @@ from epur_emu.tasks import TASKS, Answer, Task
 from epur_emu.trace import Trace
 from epur_emu.zoo import find
 
+#: What a card calls a network without a task.
+SEQUENCE = "sequence"
+
 
 def load_model(name: str | os.PathLike[str]) -> Model:
     """Read a model by its name in the zoo, or by its folder's path.
@@ -57,6 +60,11 @@ def task(
         No task is called as the card says.
     """
     name = model.card["task"]
+    if name == SEQUENCE:
+        raise ModelError(
+            model.path, "task", "is not there: there are no data to score or calibrate it on",
+            "give arrays: epur run MODEL --inputs X.npy, epur import FILE --calibrate X.npy",
+        )  # fmt: skip
     if name not in TASKS:
         raise ModelError(model.path, "task", f"is {name!r}", f"use one of {', '.join(TASKS)}")
     engines = {
@@ -243,6 +251,8 @@ class Scores:
         All metrics, in float32 and emulated.
     seconds : pair of float
         Wall-clock time of all answers, in float32 and emulated.
+    baselines : dict of str to dict of str to float
+        Metrics of simpler ways on the whole data set, by the way's name, as the card gives them.
     """
 
     model: str
@@ -256,6 +266,7 @@ class Scores:
     emulated: tuple[Answer, ...]
     metrics: tuple[dict[str, float], dict[str, float]]
     seconds: tuple[float, float]
+    baselines: dict[str, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``epur evaluate --json`` prints."""
@@ -272,6 +283,7 @@ class Scores:
             "beam": self.beam,
             "jobs": self.jobs,
             "metrics": dict(zip(("float32", "emulated"), self.metrics, strict=True)),
+            "baselines": self.baselines,
             "same_outputs": sum(a.symbols == b.symbols for a, b in pairs),
             "seconds": dict(zip(("float32", "emulated"), self.seconds, strict=True)),
         }
@@ -337,8 +349,23 @@ def evaluate(
     return Scores(
         model.name, arithmetic.name, accelerator.name, prepared[0].metric,
         prepared[0].higher_is_better, beam, jobs, answers[0], answers[1], (wanted, ours),
-        (seconds[0], seconds[1]),
+        (seconds[0], seconds[1]), _baselines(model, tuple(wanted), len(items)),
     )  # fmt: skip
+
+
+def _baselines(model: Model, metrics: Sequence[str], count: int) -> dict[str, dict[str, float]]:
+    """Scores of simpler ways in the card, where they have the task's metrics on as many items."""
+    out: dict[str, dict[str, float]] = {}
+    ways, score = (model.card.get(key) for key in ("baseline", "score"))
+    if not (isinstance(ways, dict) and isinstance(score, dict) and score.get("n") == count):
+        return out
+    for way, values in ways.items():
+        given = values if isinstance(values, dict) else {}
+        found = {metric: given.get(metric.replace(" ", "_")) for metric in metrics}
+        numbers = {m: value for m, value in found.items() if isinstance(value, int | float)}
+        if len(numbers) == len(metrics):
+            out[way.replace("_", " ")] = numbers
+    return out
 
 
 def chunks(sizes: Sequence[int]) -> list[list[int]]:

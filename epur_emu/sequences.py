@@ -13,7 +13,7 @@ import numpy.typing as npt
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.checkpoints.folder import CARD, Model
-from epur_emu.comparison import Layer
+from epur_emu.comparison import SEQUENCE, Layer
 from epur_emu.emulator import calibrate, emulate
 from epur_emu.energy import EnergyTable, Report, energy
 from epur_emu.errors import ModelError, NetworkError
@@ -24,7 +24,7 @@ from epur_emu.trace import Trace
 F32 = npt.NDArray[np.float32]
 
 #: What a card calls a network without a task.
-TASK = "sequence"
+TASK = SEQUENCE
 #: Time steps of random inputs.
 STEPS = 20
 #: Longest output that is shown value by value.

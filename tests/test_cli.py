@@ -70,6 +70,18 @@ def test_models(capsys):
     assert MODEL in epur(capsys, "models")[1]
 
 
+def test_one_model(capsys):
+    cli.main(["models", "translate-en-de", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [p["name"] for p in found["passes"]][-1] == "decoder.1.forward"
+    assert found["parameters"] > sum(p["parameters"] for p in found["passes"])
+    assert found["card"]["score"]["float32"] == found["score"]["float32"]
+    cli.main(["models", "translate-en-de"])
+    out = capsys.readouterr().out
+    for part in ("Multi30k", "non-commercial", "encoder.0.backward", "BLEU, measured", "epur run"):
+        assert part in out
+
+
 def test_run(run):
     found, path = run
     assert found["model"] == MODEL
