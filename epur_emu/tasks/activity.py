@@ -144,9 +144,9 @@ class SpeechActivity(Task):
         except EpurError:
             try:
                 item = Utterance(read_wav(given, RATE // 2), RATE // 2, given)
-            except EpurError:
+            except EpurError as error:
                 raise EpurError(
-                    given, "sound", "can't be read",
+                    given, error.field, error.problem,
                     f"give a WAV file of 1 channel, 16 bits, at {RATE} or {RATE // 2} Hz",
                 ) from None  # fmt: skip
         if not len(item.samples):
