@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from epur_emu.accelerator import Accelerator
@@ -26,6 +28,8 @@ from epur_emu.errors import EpurError, ModelError
 from epur_emu.tasks import TASKS, Answer, Task
 from epur_emu.trace import Trace
 from epur_emu.zoo import find
+
+F32 = npt.NDArray[np.float32]
 
 #: What a card calls a network without a task.
 SEQUENCE = "sequence"
@@ -120,6 +124,8 @@ class Run:
         Time that the input lasts in the world over `seconds`; None where it has no duration.
     report : Report
     trace : Trace
+    outputs : dict of str to float32 array of shape (T, H)
+        Emulated outputs of each pass while the decoder is given the emulated answer.
     """
 
     model: str
@@ -134,6 +140,7 @@ class Run:
     real_time_factor: float | None
     report: Report
     trace: Trace
+    outputs: dict[str, F32]
 
     @property
     def same(self) -> bool:
@@ -200,7 +207,7 @@ def run(
     return Run(
         model.name, arithmetic.name, accelerator.name, emulated.describe(item), wanted, found, layers,
         trace.cycles, seconds, None if duration is None else duration / seconds,
-        energy(trace, table), trace,
+        energy(trace, table), trace, ours,
     )  # fmt: skip
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -129,8 +130,8 @@ def read_inputs(path: str | os.PathLike[str]) -> F32:
         return np.array(array, np.float32)
 
 
-def write_outputs(path: str | os.PathLike[str], outputs: F32) -> None:
-    """Write an array to a ``.npy`` file of exactly this name.
+def write_outputs(path: str | os.PathLike[str], outputs: F32 | Mapping[str, F32]) -> None:
+    """Write an array to a ``.npy`` file, or several to an ``.npz`` file, of exactly this name.
 
     Raises
     ------
@@ -139,7 +140,10 @@ def write_outputs(path: str | os.PathLike[str], outputs: F32) -> None:
     """
     try:
         with Path(path).open("wb") as file:
-            np.save(file, outputs)
+            if isinstance(outputs, Mapping):
+                np.savez(file, **cast("dict[str, Any]", dict(outputs)))
+            else:
+                np.save(file, outputs)
     except OSError as error:
         raise ModelError(
             path, "file", f"can't be written ({error.strerror})", "choose another place"

@@ -137,7 +137,7 @@ def show_model(model: Model, json_: bool) -> None:
 @click.option(
     "--output",
     type=click.Path(dir_okay=False),
-    help="Write the outputs of a model without a task to this .npy file.",
+    help="Write the emulated outputs to this file: .npy, or of a model with a task .npz, pass by pass.",
 )
 @as_json
 def run(
@@ -160,16 +160,20 @@ def run(
         ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name)
         show_sequence(ran, machine, inputs_path, output, trace_path, json_)
         return
-    if any(option is not None for option in (inputs_path, steps, seed, network, output)):
+    if any(option is not None for option in (inputs_path, steps, seed, network)):
         raise ModelError(
-            model, "--inputs, --steps, --seed, --network and --output",
+            model, "--inputs, --steps, --seed and --network",
             f"are for models without a task, this one's is {loaded.card['task']}", "leave them out",
         )  # fmt: skip
     done = comparison.run(loaded, input, arithmetic(arithmetic_), machine, prices, beam)
+    if output:
+        sequences.write_outputs(output, done.outputs)
     if trace_path:
         done.trace.save(trace_path)
     if json_:
-        show({**done.to_dict(), "trace": trace_path})
+        result = done.to_dict()
+        result["emulated"]["path"] = output
+        show({**result, "trace": trace_path})
         return
     same = "   (the same)" if done.same else ""
     width = max(len("float32"), len(done.arithmetic))
@@ -183,6 +187,8 @@ def run(
     if done.real_time_factor is not None:
         pace = f", {done.real_time_factor:,.0f} times faster than real time"
     show_run(done, machine, trace_path, pace)
+    if output:
+        click.echo(f"\n  outputs of each pass: {output}")
 
 
 def show_run(
