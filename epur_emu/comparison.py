@@ -404,8 +404,9 @@ def _workers(
         jobs, multiprocessing.get_context("spawn"), _prepare, (model.path, arithmetics, accelerator)
     )
     try:
-        # They load the model before time is taken.
-        list(pool.map(_ready, range(jobs)))
+        with _uninterrupted():  # the processes start at the first call
+            first = pool.map(_ready, range(jobs))
+        list(first)  # they load the model before time is taken
         yield lambda calls: pool.map(_answer, calls)
     except BrokenProcessPool as error:
         raise EpurError(
@@ -417,6 +418,19 @@ def _workers(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold interruptions back; processes that start meanwhile never get them, even while they load."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _tasks: list[Task] = []
