@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from epur_emu.accelerator import Accelerator
@@ -26,6 +28,11 @@ from epur_emu.errors import EpurError, ModelError
 from epur_emu.tasks import TASKS, Answer, Task
 from epur_emu.trace import Trace
 from epur_emu.zoo import find
+
+F32 = npt.NDArray[np.float32]
+
+#: What a card calls a network without a task.
+SEQUENCE = "sequence"
 
 
 def load_model(name: str | os.PathLike[str]) -> Model:
@@ -57,6 +64,11 @@ def task(
         No task is called as the card says.
     """
     name = model.card["task"]
+    if name == SEQUENCE:
+        raise ModelError(
+            model.path, "task", "is not there: there are no data to score or calibrate it on",
+            "give arrays: epur run MODEL --inputs X.npy, epur import FILE --calibrate X.npy",
+        )  # fmt: skip
     if name not in TASKS:
         raise ModelError(model.path, "task", f"is {name!r}", f"use one of {', '.join(TASKS)}")
     engines = {
@@ -112,6 +124,8 @@ class Run:
         Time that the input lasts in the world over `seconds`; None where it has no duration.
     report : Report
     trace : Trace
+    outputs : dict of str to float32 array of shape (T, H)
+        Emulated outputs of each pass while the decoder is given the emulated answer.
     """
 
     model: str
@@ -126,6 +140,7 @@ class Run:
     real_time_factor: float | None
     report: Report
     trace: Trace
+    outputs: dict[str, F32]
 
     @property
     def same(self) -> bool:
@@ -192,7 +207,7 @@ def run(
     return Run(
         model.name, arithmetic.name, accelerator.name, emulated.describe(item), wanted, found, layers,
         trace.cycles, seconds, None if duration is None else duration / seconds,
-        energy(trace, table), trace,
+        energy(trace, table), trace, ours,
     )  # fmt: skip
 
 
@@ -243,6 +258,8 @@ class Scores:
         All metrics, in float32 and emulated.
     seconds : pair of float
         Wall-clock time of all answers, in float32 and emulated.
+    baselines : dict of str to dict of str to float
+        Metrics of simpler ways on the whole data set, by the way's name, as the card gives them.
     """
 
     model: str
@@ -256,6 +273,7 @@ class Scores:
     emulated: tuple[Answer, ...]
     metrics: tuple[dict[str, float], dict[str, float]]
     seconds: tuple[float, float]
+    baselines: dict[str, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``epur evaluate --json`` prints."""
@@ -272,6 +290,7 @@ class Scores:
             "beam": self.beam,
             "jobs": self.jobs,
             "metrics": dict(zip(("float32", "emulated"), self.metrics, strict=True)),
+            "baselines": self.baselines,
             "same_outputs": sum(a.symbols == b.symbols for a, b in pairs),
             "seconds": dict(zip(("float32", "emulated"), self.seconds, strict=True)),
         }
@@ -337,7 +356,7 @@ def evaluate(
     return Scores(
         model.name, arithmetic.name, accelerator.name, prepared[0].metric,
         prepared[0].higher_is_better, beam, jobs, answers[0], answers[1], (wanted, ours),
-        (seconds[0], seconds[1]),
+        (seconds[0], seconds[1]), _baselines(model, tuple(wanted), len(items)),
     )  # fmt: skip
 
 
@@ -348,6 +367,21 @@ def answer_all(prepared: Task, items: Sequence[Any], beam: int) -> tuple[Answer,
         for chunk in chunks([prepared.size(item) for item in items]):
             found |= zip(chunk, prepared.answer([items[n] for n in chunk], beam), strict=True)
     return tuple(found[n] for n in range(len(items)))
+
+
+def _baselines(model: Model, metrics: Sequence[str], count: int) -> dict[str, dict[str, float]]:
+    """Scores of simpler ways in the card, where they have the task's metrics on as many items."""
+    out: dict[str, dict[str, float]] = {}
+    ways, score = (model.card.get(key) for key in ("baseline", "score"))
+    if not (isinstance(ways, dict) and isinstance(score, dict) and score.get("n") == count):
+        return out
+    for way, values in ways.items():
+        given = values if isinstance(values, dict) else {}
+        found = {metric: given.get(metric.replace(" ", "_")) for metric in metrics}
+        numbers = {m: value for m, value in found.items() if isinstance(value, int | float)}
+        if len(numbers) == len(metrics):
+            out[way.replace("_", " ")] = numbers
+    return out
 
 
 def chunks(sizes: Sequence[int]) -> list[list[int]]:
@@ -379,8 +413,9 @@ def _workers(
         jobs, multiprocessing.get_context("spawn"), _prepare, (model.path, arithmetics, accelerator)
     )
     try:
-        # They load the model before time is taken.
-        list(pool.map(_ready, range(jobs)))
+        with _uninterrupted():  # the processes start at the first call
+            first = pool.map(_ready, range(jobs))
+        list(first)  # they load the model before time is taken
         yield lambda calls: pool.map(_answer, calls)
     except BrokenProcessPool as error:
         raise EpurError(
@@ -392,6 +427,19 @@ def _workers(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold interruptions back; processes that start meanwhile never get them, even while they load."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _tasks: list[Task] = []

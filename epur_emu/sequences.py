@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.checkpoints.folder import CARD, Model
-from epur_emu.comparison import Layer
+from epur_emu.comparison import SEQUENCE, Layer
 from epur_emu.emulator import calibrate, emulate
 from epur_emu.energy import EnergyTable, Report, energy
 from epur_emu.errors import ModelError, NetworkError
@@ -24,7 +25,7 @@ from epur_emu.trace import Trace
 F32 = npt.NDArray[np.float32]
 
 #: What a card calls a network without a task.
-TASK = "sequence"
+TASK = SEQUENCE
 #: Time steps of random inputs.
 STEPS = 20
 #: Longest output that is shown value by value.
@@ -129,8 +130,8 @@ def read_inputs(path: str | os.PathLike[str]) -> F32:
         return np.array(array, np.float32)
 
 
-def write_outputs(path: str | os.PathLike[str], outputs: F32) -> None:
-    """Write an array to a ``.npy`` file of exactly this name.
+def write_outputs(path: str | os.PathLike[str], outputs: F32 | Mapping[str, F32]) -> None:
+    """Write an array to a ``.npy`` file, or several to an ``.npz`` file, of exactly this name.
 
     Raises
     ------
@@ -139,7 +140,10 @@ def write_outputs(path: str | os.PathLike[str], outputs: F32) -> None:
     """
     try:
         with Path(path).open("wb") as file:
-            np.save(file, outputs)
+            if isinstance(outputs, Mapping):
+                np.savez(file, **cast("dict[str, Any]", dict(outputs)))
+            else:
+                np.save(file, outputs)
     except OSError as error:
         raise ModelError(
             path, "file", f"can't be written ({error.strerror})", "choose another place"

@@ -70,6 +70,17 @@ def test_models(capsys):
     assert MODEL in epur(capsys, "models")[1]
 
 
+def test_one_model(capsys):
+    found = json_of(capsys, "models", MODEL)
+    assert [p["name"] for p in found["passes"]][-1] == "decoder.1.forward"
+    assert found["parameters"] > sum(p["parameters"] for p in found["passes"])
+    assert found["card"]["score"]["float32"] == found["score"]["float32"]
+    out = epur(capsys, "models", MODEL)[1]
+    for part in ("Multi30k", "non-commercial", "encoder.0.backward", "BLEU, measured", "epur run"):
+        assert part in out
+    assert "nothing" in refused(capsys, "models", "nothing")
+
+
 def test_run(run):
     found, path = run
     assert found["model"] == MODEL
@@ -87,6 +98,19 @@ def test_run(run):
     assert energy["total"] == pytest.approx(energy["dynamic"] + energy["static"])
     assert energy["total"] == pytest.approx(sum(energy["by_component"].values()))
     assert found["trace"] == str(path)
+
+
+def test_outputs_of_a_task_are_written(capsys, tmp_path):
+    path = tmp_path / "outputs"
+    found = json_of(capsys, "run", MODEL, "a cat sleeps .", "--output", path)
+    assert found["emulated"]["path"] == str(path)
+    with np.load(path) as arrays:
+        assert list(arrays) == [layer["name"] for layer in found["layers"]]
+        for array in arrays.values():
+            assert array.ndim == 2
+            assert array.size
+            np.testing.assert_array_equal(array, array.astype(np.float16))
+    refused(capsys, "run", MODEL, "a cat sleeps .", "--output", tmp_path / "no" / "such")
 
 
 def test_run_for_people(capsys):

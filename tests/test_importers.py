@@ -955,7 +955,8 @@ def test_odd_names_are_stored(tmp_path: Path, capsys: Any) -> None:
 def test_evaluate_says_that_there_is_no_task(imported: Path, capsys: Any) -> None:
     status, _, error = epur(capsys, "evaluate", imported)
     assert status == 2
-    assert "'sequence'" in error
+    assert "task is not there" in error
+    assert "epur run MODEL --inputs" in error
 
 
 def test_surrogates_in_names(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_speech import sound, toy_folder, write_recordings, write_wav
 
@@ -24,6 +25,9 @@ from epur_emu.checkpoints.folder import read_folder
 from epur_emu.energy import EnergyTable
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.tasks import TASKS, Task, metrics
+from epur_emu.tasks.beam import Beam
+from epur_emu.tasks.bpe import EOS
+from epur_emu.tasks.dense import Dense
 from epur_emu.zoo import list_models
 
 EPUR = Accelerator.load("epur")
@@ -198,10 +202,21 @@ def test_an_interruption_ends_all_processes(recordings: Path, whom: str) -> None
     assert out == b""
     assert err.endswith(b"epur: interrupted\n")
     assert b"Traceback" not in err
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while _group_lives(command.pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_process_that_starts_never_gets_an_interruption() -> None:
+    ask = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    command = [sys.executable, "-c", ask]
+    with comparison._uninterrupted():
+        assert subprocess.check_output(command) == b"True\n"
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):  # what came meanwhile is not lost
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    assert subprocess.check_output(command) == b"False\n"
 
 
 def _group_lives(group: int) -> bool:
@@ -218,6 +233,34 @@ def test_evaluate_for_people(recordings: Path, capsys: pytest.CaptureFixture[str
     for part in ("toy on epur, 5 items", "WER", "SER", "float32", "epur-fp16", "outputs are the"):
         assert part in out
     assert "5/5" in err
+
+
+def test_baselines_of_the_card_stand_beside_the_scores(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "beside"
+    shutil.copytree(recordings, model)
+    with (model / "card.toml").open("a", encoding="utf-8") as file:
+        file.write(
+            "\n[baseline.silent_guess]\nWER = 98.25\nSER = 100\n[baseline.other]\nBLEU = 3.0\n"
+            "[score]\nn = 4\n"
+        )
+    cli.main(["evaluate", str(model), "--limit", "4", "--jobs", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["baselines"] == {"silent guess": {"WER": 98.25, "SER": 100}}
+    cli.main(["evaluate", str(model), "--limit", "4", "--jobs", "1"])
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if "silent guess" in row]
+    assert line.split()[2:4] == ["98.25", "100.00"]
+    cli.main(["evaluate", str(model), "--limit", "3", "--jobs", "1", "--json"])
+    assert json.loads(capsys.readouterr().out)["baselines"] == {}
+
+
+def test_without_data_an_example_asks_for_a_file(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EPUR_DATA", str(tmp_path))
+    with pytest.raises(EpurError, match=r"give a WAV file.*epur run MODEL FILE; or"):
+        comparison.run(read_folder(recordings), None, FP16, EPUR, EnergyTable.load("epur-28nm"))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -248,3 +291,60 @@ def test_bleu_is_of_words() -> None:
     assert metrics.bleu([text], [text]) == {"BLEU": pytest.approx(100), "chrF": pytest.approx(100)}
     found = metrics.bleu([text, "a cat sleeps on the mat ."], [text, "the dog is on the mat ."])
     assert 10 < found["BLEU"] < 90
+
+
+# --- what tasks search and multiply with
+
+
+@given(
+    st.integers(1, 5), st.integers(5, 40), st.integers(1, 4), st.sampled_from((0.0, 0.3, 0.9)),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+@settings(deadline=None)
+def test_a_beam_keeps_the_best_extensions(
+    size: int, symbols: int, steps: int, lost: float, seed: int
+) -> None:
+    """All extensions sorted; of none are two scores equal."""
+    rng = np.random.default_rng(seed)
+    beam = Beam(size, longest=10)
+    alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    done = []
+    for step in range(steps):
+        logp = -rng.permutation(size * symbols).reshape(size, symbols).astype(np.float32)
+        logp *= np.float32(1 + step / 7)
+        logp[rng.random(logp.shape) < lost] = rng.choice([np.nan, -np.inf])
+        if beam.ended:
+            break
+        beam.advance(logp[: 1 if step == 0 else size])
+        found = sorted(
+            (
+                (score + float(logp[row, word]), (*text, word))
+                for row, (score, text) in enumerate(alive)
+                for word in range(symbols)
+                if logp[row, word] > -np.inf
+            ),
+            key=lambda each: -each[0],
+        )
+        if len({score for score, _ in found}) < len(found):
+            return
+        going = [each for each in found if each[1][-1] != EOS][:size]
+        done += [(score, len(text), text[:-1]) for score, text in found[:size] if text[-1] == EOS]
+        alive = going
+        assert beam._texts == [text for _, text in alive]
+        assert beam._scores[: len(alive)].tolist() == [score for score, _ in alive]
+        assert beam.words[: len(alive)].tolist() == [text[-1] for _, text in alive]
+        assert beam._finished == done
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(5, 3), (300, 1024), (1271, 200)])
+def test_products_in_tiles(outputs: int, inputs: int) -> None:
+    rng = np.random.default_rng(outputs)
+    weight = rng.standard_normal((outputs, inputs)).astype(np.float32)
+    bias = rng.standard_normal(outputs).astype(np.float32)
+    x = rng.standard_normal((4, 3, inputs)).astype(np.float32)
+    found = Dense(weight, bias)(x)
+    assert found.dtype == np.float32
+    wanted = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * inputs**0.5)
+    for n in range(len(x)):
+        np.testing.assert_array_equal(found[n], Dense(weight, bias)(x[n : n + 1])[0])

@@ -10,7 +10,7 @@ import click
 from epur_emu import comparison, sequences
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import arithmetic
-from epur_emu.checkpoints.folder import write_calibration
+from epur_emu.checkpoints.folder import Model, write_calibration
 from epur_emu.checkpoints.importers import IMPORTERS
 from epur_emu.cli.energy import show_report
 from epur_emu.cli.shared import (
@@ -27,10 +27,17 @@ from epur_emu.importing import import_checkpoint
 from epur_emu.zoo import list_models
 
 
-@click.command(epilog="Example: epur models --json")
+@click.command(epilog="Example: epur models translate-en-de")
+@click.argument("model", required=False)
 @as_json
-def models(json_: bool) -> None:
-    """List the known models; one that can't be read is told on standard error."""
+def models(model: str | None, json_: bool) -> None:
+    """List the known models, or tell what the card of MODEL says (a name, or a folder).
+
+    Of a list, a model that can't be read is told on standard error.
+    """
+    if model is not None:
+        show_model(comparison.load_model(model), json_)
+        return
     found = []
     for path in list_models().values():
         try:
@@ -55,6 +62,48 @@ def models(json_: bool) -> None:
             + "".join(f"{'-' if value is None else format(value, '.2f'):>11}" for value in values)
         )
         click.echo(f"{'':<18}licence: {row['licence'] or 'not stated'}")
+
+
+def show_model(model: Model, json_: bool) -> None:
+    """Print a model's card and the shapes of its passes."""
+    (row,) = comparison.rows([model])
+    passes = [
+        {"network": network.name, "name": p.name, "inputs": p.inputs, "cells": p.cells,
+         "peepholes": p.peepholes is not None, "parameters": p.parameters}
+        for network in model.networks.values() for p in network.passes
+    ]  # fmt: skip
+    if json_:
+        show({**row, "path": str(model.path), "passes": passes, "card": model.card})
+        return
+    click.echo(f"{model.name}: {model.card.get('summary', 'no summary')}\n")
+    click.echo(f"  folder      {model.path}")
+    click.echo(f"  task        {row['task']}")
+    click.echo(f"  licence     {row['licence'] or 'not stated'}")
+    for part in ("source", "data", "training"):
+        given = model.card.get(part)
+        for n, (key, value) in enumerate(given.items() if isinstance(given, dict) else ()):
+            if not isinstance(value, dict | list):
+                click.echo(f"  {'' if n else part:<12}{key}: {value}")
+            elif key == "notes":
+                click.echo("".join(f"  {'':<12}note: {note}\n" for note in value), nl=False)
+    click.echo(f"\n  {'pass':<28}{'inputs':>8}{'cells':>8}{'parameters':>14}")
+    for p in passes:
+        peep = "   with peepholes" if p["peepholes"] else ""
+        click.echo(
+            f"  {p['name']:<28}{p['inputs']:>8,}{p['cells']:>8,}{p['parameters']:>14,}{peep}"
+        )
+    click.echo(f"  {'all, with the host':<44}{row['parameters']:>14,}")
+    score = {
+        k: v
+        for k, v in row["score"].items()
+        if isinstance(v, int | float) and k not in ("n", "beam")
+    }
+    if score:
+        click.echo(f"\n  {row['score']['metric']}, measured {row['score'].get('date', 'undated')}")
+        for name, value in score.items():
+            click.echo(f"  {name:<28}{value:>8.2f}")
+    how = " --inputs X.npy" if row["task"] == sequences.TASK else ""
+    click.echo(f"\nRun it: epur run {model.path if how else model.name}{how}")
 
 
 @click.command(epilog='Example: epur run translate-en-de "two dogs are playing in the snow ."')
@@ -88,7 +137,7 @@ def models(json_: bool) -> None:
 @click.option(
     "--output",
     type=click.Path(dir_okay=False),
-    help="Write the outputs of a model without a task to this .npy file.",
+    help="Write the emulated outputs to this file: .npy, or of a model with a task .npz, pass by pass.",
 )
 @as_json
 def run(
@@ -111,16 +160,20 @@ def run(
         ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name)
         show_sequence(ran, machine, inputs_path, output, trace_path, json_)
         return
-    if any(option is not None for option in (inputs_path, steps, seed, network, output)):
+    if any(option is not None for option in (inputs_path, steps, seed, network)):
         raise ModelError(
-            model, "--inputs, --steps, --seed, --network and --output",
+            model, "--inputs, --steps, --seed and --network",
             f"are for models without a task, this one's is {loaded.card['task']}", "leave them out",
         )  # fmt: skip
     done = comparison.run(loaded, input, arithmetic(arithmetic_), machine, prices, beam)
+    if output:
+        sequences.write_outputs(output, done.outputs)
     if trace_path:
         done.trace.save(trace_path)
     if json_:
-        show({**done.to_dict(), "trace": trace_path})
+        result = done.to_dict()
+        result["emulated"]["path"] = output
+        show({**result, "trace": trace_path})
         return
     same = "   (the same)" if done.same else ""
     width = max(len("float32"), len(done.arithmetic))
@@ -134,6 +187,8 @@ def run(
     if done.real_time_factor is not None:
         pace = f", {done.real_time_factor:,.0f} times faster than real time"
     show_run(done, machine, trace_path, pace)
+    if output:
+        click.echo(f"\n  outputs of each pass: {output}")
 
 
 def show_run(
@@ -256,15 +311,19 @@ def evaluate(
         show(result)
         return
     names = tuple(scores.metrics[0])
+    widths = {name: max(8, len(name) + 2) for name in names}
     click.echo(
         f"{result['model']} on {result['accelerator']}, {result['n']} items, beam of {result['beam']}\n"
     )
-    click.echo(f"  {'':<16}{''.join(f'{name:>8}' for name in names)}{'time':>12}")
+    click.echo(f"  {'':<18}{''.join(f'{name:>{widths[name]}}' for name in names)}{'time':>12}")
     for name, metrics, seconds in zip(
         ("float32", result["arithmetic"]), scores.metrics, scores.seconds, strict=True
     ):
-        values = "".join(f"{metrics[key]:>8.2f}" for key in names)
-        click.echo(f"  {name:<16}{values}{seconds:>10.1f} s")
+        values = "".join(f"{metrics[key]:>{widths[key]}.2f}" for key in names)
+        click.echo(f"  {name:<18}{values}{seconds:>10.1f} s")
+    for name, metrics in scores.baselines.items():
+        values = "".join(f"{metrics[key]:>{widths[key]}.2f}" for key in names)
+        click.echo(f"  {name:<18}{values}   (as the card says)")
     click.echo(f"\n  {result['same_outputs']} of {result['n']} outputs are the same")
 
 

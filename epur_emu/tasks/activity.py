@@ -20,7 +20,7 @@ from epur_emu.dataflow import schedule_sequence
 from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.tasks import data, digits
-from epur_emu.tasks.base import Answer, Task, outputs_of_passes
+from epur_emu.tasks.base import Answer, Task, first_of_test_set, outputs_of_passes
 from epur_emu.tasks.digits import Utterance
 from epur_emu.tasks.features import read_wav
 from epur_emu.trace import Trace
@@ -137,15 +137,16 @@ class SpeechActivity(Task):
     def read(self, given: str | None) -> Utterance:
         """The sound in a WAV file, at 16 or 8 kHz; by default the first of the test set."""
         if given is None:
-            return self.test_set(1)[0][0]
+            found: Utterance = first_of_test_set(self, "a WAV file")
+            return found
         try:
             item = Utterance(read_wav(given, RATE), RATE, given)
         except EpurError:
             try:
                 item = Utterance(read_wav(given, RATE // 2), RATE // 2, given)
-            except EpurError:
+            except EpurError as error:
                 raise EpurError(
-                    given, "sound", "can't be read",
+                    given, error.field, error.problem,
                     f"give a WAV file of 1 channel, 16 bits, at {RATE} or {RATE // 2} Hz",
                 ) from None  # fmt: skip
         if not len(item.samples):

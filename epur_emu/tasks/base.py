@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from epur_emu.errors import EpurError
+
 if TYPE_CHECKING:
     from epur_emu.accelerator import Accelerator
     from epur_emu.arithmetic import Arithmetic
@@ -127,6 +129,23 @@ class Task(ABC):
     @abstractmethod
     def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
         """Metrics by name, the task's own (`metric`) first."""
+
+
+def first_of_test_set(task: Task, kind: str) -> Any:
+    """The first item of a task's test set, as an example.
+
+    Raises
+    ------
+    EpurError
+        The data are not there; the message says to give a file of this kind instead.
+    """
+    try:
+        return task.test_set(1)[0][0]
+    except EpurError as error:
+        raise EpurError(
+            "input", "example", f"is of a data set that can't be had: {error.source}: {error.field} "
+            f"{error.problem}", f"give {kind}: epur run MODEL FILE; or {error.remedy}",
+        ) from error  # fmt: skip
 
 
 def outputs_of_passes(engine: Engine, inputs: npt.ArrayLike) -> dict[str, F32]:

@@ -318,7 +318,7 @@ def read_captions(split: str) -> list[tuple[Path, str]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             captions = read(file, split)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EpurError(
             path, "captions", f"can't be read ({error})", "restore the data set",
         ) from error  # fmt: skip

@@ -152,13 +152,14 @@ def read_wav(path: str | os.PathLike[str], rate: int) -> Samples:
         raise EpurError(
             path,
             "file",
-            f"can't be read ({getattr(error, 'strerror', None) or error})",
+            f"can't be read ({getattr(error, 'strerror', None) or str(error) or 'it is too short'})",
             "give a WAV file of 16-bit PCM",
         ) from error
     if kind != (1, 16, rate):
         raise EpurError(
-            path, "sound", "has {} channels of {} bits at {} Hz".format(*kind),
-            f"convert it to 1 channel of 16 bits at {rate} Hz",
+            path, "sound", "has {} channel(s) of {} bits at {} Hz".format(*kind),
+            f"convert it to 1 channel of 16 bits at {rate} Hz: "
+            f"ffmpeg -i IN -ac 1 -ar {rate} -c:a pcm_s16le OUT.wav",
         )  # fmt: skip
     return np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.int16)
 

@@ -14,7 +14,7 @@ from epur_emu.dataflow import schedule_sequence
 from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.tasks import data, digits
-from epur_emu.tasks.base import Answer, Task, outputs_of_passes
+from epur_emu.tasks.base import Answer, Task, first_of_test_set, outputs_of_passes
 from epur_emu.tasks.beam import log_softmax
 from epur_emu.tasks.ctc import greedy, prefix_search
 from epur_emu.tasks.digits import Utterance
@@ -86,7 +86,8 @@ class Speech(Task):
     def read(self, given: str | None) -> Utterance:
         """The speech in a WAV file; by default the first string of the test set."""
         if given is None:
-            return self.test_set(1)[0][0]
+            found: Utterance = first_of_test_set(self, "a WAV file of spoken words")
+            return found
         rate = self.features.rate
         item = Utterance(read_wav(given, rate), rate, given)
         if len(item.samples) < self.features.shortest:
