@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from epur_emu.cli import formats, networks, paper, replay, traces
+from epur_emu.cli import accelerators, formats, networks, paper, replay, traces
 from epur_emu.errors import EpurError
 from epur_emu.version import __version__
 
@@ -20,6 +20,7 @@ INTERRUPTED = 130
 
 COMMANDS = (
     networks.models,
+    accelerators.accelerators,
     networks.run,
     networks.import_,
     networks.evaluate,
