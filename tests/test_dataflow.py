@@ -297,6 +297,26 @@ def test_throughput_of_the_paper():
     assert 29 < 0.01 / machine.seconds(1) / per_frame < 30  # times faster than real time
 
 
+def test_cycles_by_phase_by_hand():
+    """I = H = 16, T = 3 at the preset's latencies: nx = nh = 1, Ld = 14, z = 57, tail = 70."""
+    shape = ((LayerShape("0", 16, 16),),)
+    found = {
+        row.phase: row.to_dict() for row in
+        schedule_sequence(shape, 3, ARITHMETIC, Accelerator.load("epur")).timing
+    }  # fmt: skip
+    # Ld = 4 + 5 * 2; TANH = 1 + 5 + 1 + 2 + 1 + 10, SIG = 18: tm = 22, tc = 29, z = 29 + 20 + 2 + 4 + 2.
+    # Biases: 4 bursts in 5 cycles; a row: 4 gates of 64 bytes, 4 bursts, R = 5.
+    no = dict.fromkeys(("weights", "state", "staging", "recurrence", "link", "outputs"), 0)
+    assert found["load"]["stalls"] == {**no, "weights": 5 + 5}
+    link = 4  # from g to o, and to the input buffers
+    waits = 2 * (14 + 57 - link - 1) + 14 + 57 - link
+    assert found["evaluate"]["stalls"] == {
+        **no, "weights": 15 * (5 - 2), "recurrence": waits, "link": 3 * link
+    }  # fmt: skip
+    assert found["evaluate"]["busy"] == 3 * 16 * 2
+    assert found["store"]["stalls"] == {**no, "outputs": 3}
+
+
 def test_residency():
     assert resident([3, 4], 7) == 2
     assert resident([3, 4], 6) == 0
