@@ -20,7 +20,7 @@ from epur_emu.emulator import calibrate, emulate, emulate_batch
 from epur_emu.errors import AcceleratorError
 from epur_emu.formats import FP16, FP32, INT8, parse
 from epur_emu.network import LayerShape, LstmLayer, Network
-from epur_emu.oracle import evaluate_pass
+from epur_emu.oracle import ORDERS, evaluate_pass
 
 ARITHMETIC = ARITHMETICS["epur-fp16"]
 FP32_SUMS = {"product": FP32, "tree": FP32, "accumulator": FP32, "partial": FP32}
@@ -317,6 +317,13 @@ def test_cycles_by_phase_by_hand():
     assert found["store"]["stalls"] == {**no, "outputs": 3}
 
 
+def test_the_registry_is_the_oracles():
+    """Each entry says how it rounds, and the oracle knows it."""
+    assert tuple(DATAFLOWS) == oracle.DATAFLOWS == ORDERS
+    assert {name for name, each in DATAFLOWS.items() if each.rounds == "epur-mwl"} == {"epur-mwl"}
+    assert [name for name, each in DATAFLOWS.items() if each.batches] == ["epur-batch"]
+
+
 def test_residency():
     assert resident([3, 4], 7) == 2
     assert resident([3, 4], 6) == 0
@@ -343,6 +350,13 @@ def test_what_does_not_fit_is_named_with_what_would():
         schedule_sequence(wide, 3, ARITHMETIC, replace(machine, dataflow="sideways"))
     with pytest.raises(AcceleratorError, match="one sequence at a time; use epur-batch"):
         schedule_batch(long, [3, 4], ARITHMETIC, machine)
+    for wrong in (
+        lambda: schedule_sequence(long, -1, ARITHMETIC, machine),
+        lambda: schedule_batch(long, [3, -1], ARITHMETIC, batch),
+        lambda: schedule_decode(long, -1, ARITHMETIC, machine),
+    ):
+        with pytest.raises(AcceleratorError, match="steps are -1; give 0 or more"):
+            wrong()
     backwards = ((LayerShape("back", 8, 8, reverse=True),),)
     with pytest.raises(AcceleratorError, match="backwards"):
         schedule_decode(backwards, 2, ARITHMETIC, machine)

@@ -82,6 +82,7 @@ def schedule_sequence(
     AcceleratorError
         Something does not fit; the message names it and what would fit.
     """
+    _check_steps(steps)
     machine = Machine(accelerator, arithmetic, shape)
     return dataflow_of(accelerator).run(shape, [steps], machine, given_state, cycle, dram)
 
@@ -114,6 +115,8 @@ def schedule_batch(
             accelerator.name, "dataflow", f"is {accelerator.dataflow}, one sequence at a time",
             f"use {able} for several",
         )  # fmt: skip
+    for steps in lengths:
+        _check_steps(steps)
     machine = Machine(accelerator, arithmetic, shape)
     return dataflow.run(shape, lengths, machine, given_state, cycle, dram)
 
@@ -135,5 +138,11 @@ def schedule_decode(
     host_between : bool
         Whether the host computes between the layers, so that each reads its input from DRAM.
     """
+    _check_steps(steps)
     machine = Machine(accelerator, arithmetic, shape)
     return decode.schedule(shape, steps, machine, host_between, given_state, cycle, dram)
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 0:
+        raise AcceleratorError("sequence", "steps", f"are {steps}", "give 0 or more")
