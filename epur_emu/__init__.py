@@ -3,7 +3,7 @@
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic, arithmetic
 from epur_emu.comparison import load_model
-from epur_emu.emulator import Engine, Result, calibrate, emulate
+from epur_emu.emulator import BatchResult, Engine, Result, calibrate, emulate, emulate_batch
 from epur_emu.energy import EnergyTable, Report, energy
 from epur_emu.errors import EpurError
 from epur_emu.network import LstmLayer, Network
@@ -15,6 +15,7 @@ __all__ = [
     "ARITHMETICS",
     "Accelerator",
     "Arithmetic",
+    "BatchResult",
     "EnergyTable",
     "Engine",
     "EpurError",
@@ -29,6 +30,7 @@ __all__ = [
     "arithmetic",
     "calibrate",
     "emulate",
+    "emulate_batch",
     "energy",
     "load_model",
     "study",

@@ -12,7 +12,14 @@ from typing import Any
 from epur_emu.errors import AcceleratorError
 from epur_emu.toml import read_toml
 
-_KINDS: dict[str, list[type]] = {"str": [str], "int": [int], "float": [int, float]}
+_KINDS: dict[str, list[type]] = {
+    "str": [str], "int": [int], "float": [int, float], "bool": [bool],
+}  # fmt: skip
+
+#: What a TOML file says of a value.
+_KEYS = ("value", "unit", "source", "status")
+
+STATUSES = ("published", "measured", "derived", "assumed")
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,9 @@ class Accelerator:
 
     name: str
     dataflow: str
+    computation_units: int
     width: int
+    accumulators: int
     clock_hz: int
     voltage_v: float
     technology_nm: int
@@ -47,6 +56,8 @@ class Accelerator:
     weight_buffer_banks: int
     intermediate_banks: int
     port_bits: int
+    double_buffering: bool
+    dram_type: str
     dram_bandwidth: int
     dram_burst_bytes: int
     dram_bytes: int
@@ -66,10 +77,22 @@ class Accelerator:
                 )
             if field.type == "float" and not 0 < value < float("inf"):
                 raise AcceleratorError(self.name, field.name, f"is {value}", "give more than 0")
+        if self.computation_units != 4:
+            raise AcceleratorError(
+                self.name, "computation_units", f"is {self.computation_units}",
+                "give 4, one for each gate of an LSTM",
+            )  # fmt: skip
         for name in ("width", "dram_burst_bytes"):
             value = getattr(self, name)
             if value & (value - 1):
                 raise AcceleratorError(self.name, name, f"is {value}", "give a power of two")
+        for name in ("weight_buffer", "parameter_bank", "input_buffer", "row_buffer"):
+            value = getattr(self, f"{name}_bytes")
+            if value < self.width and (name, value) != ("row_buffer", 0):
+                raise AcceleratorError(
+                    self.name, f"{name}_bytes", f"is {value}, less than a sub-vector",
+                    f"give {self.width} or more: one byte for each element",
+                )  # fmt: skip
         if self.intermediate_bytes % (2 * self.dram_burst_bytes):
             raise AcceleratorError(
                 self.name, "intermediate_bytes", f"is {self.intermediate_bytes}",
@@ -104,13 +127,13 @@ class Accelerator:
     def from_dict(cls, plain: dict[str, Any], source: str | Path = "accelerator") -> Accelerator:
         """Inverse of `to_dict`; also takes fields of the form ``{value, unit, source, status}``."""
         known = {field.name for field in fields(cls)}
-        values = {
-            k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in plain.items()
-        }
-        for field, problem in ((known - set(values), "missing"), (set(values) - known, "unknown")):
+        for field, problem in ((known - set(plain), "missing"), (set(plain) - known, "unknown")):
             if field:
-                raise AcceleratorError(source, ", ".join(sorted(field)), problem, "mend the fields")
-        return cls(**values)
+                raise AcceleratorError(
+                    source, ", ".join(sorted(field)), problem,
+                    f"see the presets {', '.join(presets())} for the fields that there are",
+                )  # fmt: skip
+        return cls(**{name: _value(name, given, source) for name, given in plain.items()})
 
     @classmethod
     def load(cls, name: str | Path) -> Accelerator:
@@ -135,7 +158,39 @@ class Accelerator:
             raise AcceleratorError(text, error.field, error.problem, error.remedy) from error
 
 
+def _value(name: str, given: Any, source: str | Path) -> Any:
+    """A field's value, alone or with what is said of it."""
+    if not isinstance(given, dict):
+        return given
+    if "value" not in given:
+        raise AcceleratorError(source, name, "has no value", "give value = ...")
+    if unknown := set(given) - set(_KEYS):
+        raise AcceleratorError(
+            source, f"{name}.{min(unknown)}", "is unknown", f"use {', '.join(_KEYS)}"
+        )
+    if given.get("status", STATUSES[0]) not in STATUSES:
+        raise AcceleratorError(
+            source, f"{name}.status", f"is {given['status']!r}", f"use one of {', '.join(STATUSES)}"
+        )
+    return given["value"]
+
+
 _PRESETS = resources.files("epur_emu") / "data" / "accelerators"
+
+
+def preset_text(name: str) -> str:
+    """The TOML file of a preset, to start another from.
+
+    Raises
+    ------
+    AcceleratorError
+        No preset is called so.
+    """
+    if name not in presets():
+        raise AcceleratorError(
+            "accelerator", repr(name), "is no preset", f"use one of {', '.join(presets())}"
+        )
+    return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def presets() -> list[str]:

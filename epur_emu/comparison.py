@@ -22,6 +22,7 @@ from tqdm import tqdm
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.checkpoints.folder import Model, read_folder
+from epur_emu.dataflow import dataflow_of
 from epur_emu.emulator import Engine, LayerStats, Observer
 from epur_emu.energy import EnergyTable, Report, energy
 from epur_emu.errors import EpurError, ModelError
@@ -75,7 +76,7 @@ def task(
         key: Engine(
             network,
             arithmetic,
-            accelerator.dataflow,
+            dataflow_of(accelerator).rounds,
             model.alpha,
             level,
             width=accelerator.width,

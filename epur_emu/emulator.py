@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
-from epur_emu.dataflow import Schedule, schedule_sequence
+from epur_emu.dataflow import (
+    PhaseTiming,
+    Policy,
+    Schedule,
+    dataflow_of,
+    schedule_batch,
+    schedule_sequence,
+)
+from epur_emu.dataflow.timing import total
 from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP32, FloatFormat, Format, LinearFormat
 from epur_emu.network import GATES, LstmLayer, Network
@@ -70,7 +78,8 @@ class Engine:
     network : Network
     arithmetic : Arithmetic
     order : {"epur", "epur-mwl"}
-        Where sums are rounded: MWL finishes and stores the forward partial sums of a sequence first.
+        A dataflow's `rounds`, where sums are rounded: MWL finishes and stores the forward partial sums
+        of a sequence first.
     alpha : mapping of str to float, optional
         Calibrated magnitudes, as `calibrate` gives them: by a pass's name its largest forward partial
         sum, needed where MWL quantises; by ``NAME.input`` and ``NAME.hidden`` those of x_t and
@@ -462,6 +471,10 @@ class Result:
     trace : Trace
     cycles : int
     stats : tuple of LayerStats
+    timing : tuple of PhaseTiming
+        Where the cycles went.
+    policies : tuple of Policy
+        What was done where something did not fit.
     """
 
     outputs: F32
@@ -469,6 +482,31 @@ class Result:
     trace: Trace
     cycles: int
     stats: tuple[LayerStats, ...]
+    timing: tuple[PhaseTiming, ...] = ()
+    policies: tuple[Policy, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What `emulate_batch` gives.
+
+    Parameters
+    ----------
+    outputs : tuple of float32 arrays of shape (T, width)
+        The last layer's output of each sequence.
+    layers : tuple of tuples of such arrays
+        Every layer's output, by sequence.
+    trace, cycles, stats, timing, policies
+        Of all sequences together; see `Result`.
+    """
+
+    outputs: tuple[F32, ...]
+    layers: tuple[tuple[F32, ...], ...]
+    trace: Trace
+    cycles: int
+    stats: tuple[LayerStats, ...]
+    timing: tuple[PhaseTiming, ...]
+    policies: tuple[Policy, ...]
 
 
 def emulate(
@@ -503,24 +541,72 @@ def emulate(
         The input, the arithmetic or the sizes can't be used; the message says how to mend it.
     """
     accelerator = accelerator or Accelerator.load("epur")
-    engine = Engine(
-        network, arithmetic, accelerator.dataflow, alpha, level, check_finite, accelerator.width
-    )
+    order = dataflow_of(accelerator).rounds
+    engine = Engine(network, arithmetic, order, alpha, level, check_finite, accelerator.width)
     layers = engine.sequence(inputs, initial)
     steps = len(layers[-1])
     schedule = schedule_sequence(network.shape, steps, arithmetic, accelerator, initial is not None)
     trace = trace_of([schedule], [network], [steps], arithmetic, accelerator)
-    return Result(layers[-1], tuple(layers), trace, schedule.cycles, tuple(engine.stats.values()))
+    return Result(
+        layers[-1], tuple(layers), trace, schedule.cycles, tuple(engine.stats.values()),
+        schedule.timing, schedule.policies,
+    )  # fmt: skip
+
+
+def emulate_batch(
+    network: Network,
+    inputs: Sequence[npt.ArrayLike],
+    arithmetic: Arithmetic = ARITHMETICS["epur-fp16"],
+    accelerator: Accelerator | None = None,
+    alpha: Mapping[str, float] | None = None,
+    level: str | None = None,
+    check_finite: bool = True,
+    threads: int = 1,
+) -> BatchResult:
+    """Run several sequences that share each fetch of the weights; each one's bits are those it has alone.
+
+    Parameters
+    ----------
+    network : Network
+    inputs : sequence of float arrays of shape (T, I)
+        T may differ.
+    arithmetic : Arithmetic
+    accelerator : Accelerator, optional
+        The preset ``epur-batch`` by default.
+    alpha, level, check_finite, threads
+        As for `Engine`.
+
+    Raises
+    ------
+    NetworkError, FormatError, AcceleratorError
+        An input, the arithmetic or the sizes can't be used, or the dataflow takes no batches.
+    """
+    accelerator = accelerator or Accelerator.load("epur-batch")
+    engine = Engine(
+        network, arithmetic, dataflow_of(accelerator).rounds, alpha, level, check_finite,
+        accelerator.width, threads=threads,
+    )  # fmt: skip
+    lengths = [len(np.asarray(x)) for x in inputs]
+    schedule = schedule_batch(network.shape, lengths, arithmetic, accelerator)
+    layers = tuple(tuple(found) for found in engine.sequences(inputs))
+    trace = trace_of([schedule], [network], [lengths], arithmetic, accelerator)
+    return BatchResult(
+        tuple(found[-1] for found in layers), layers, trace, schedule.cycles,
+        tuple(engine.stats.values()), schedule.timing, schedule.policies,
+    )  # fmt: skip
 
 
 def trace_of(
     schedules: Sequence[Schedule],
     networks: Sequence[Network],
-    steps: Sequence[int],
+    steps: Sequence[int | list[int]],
     arithmetic: Arithmetic,
     accelerator: Accelerator,
 ) -> Trace:
-    """The trace of schedules that follow one another, with what made it in its metadata."""
+    """The trace of schedules that follow one another, with what made it in its metadata.
+
+    `steps` has one entry for each network: its time steps, or a list of them for a batch.
+    """
     meta = {
         "networks": [
             {"name": network.name, "weights": network.weight_hash, "steps": t}
@@ -529,6 +615,8 @@ def trace_of(
         "arithmetic": arithmetic.to_dict(),
         "accelerator": accelerator.to_dict(),
         "dataflow": accelerator.dataflow,
+        "policies": [policy.to_dict() for s in schedules for policy in s.policies],
+        "phases": [row.to_dict() for row in total(row for s in schedules for row in s.timing)],
         "version": __version__,
     }  # fmt: skip
     phases = [phase for schedule in schedules for phase in schedule.phases]

@@ -44,7 +44,7 @@ Event = int | None
 #: Events by place: ``{place: [overflow, underflow, saturation]}``.
 Counts = dict[str, list[int]]
 
-ORDERS = ("epur", "epur-mwl")
+ORDERS = ("epur", "epur-mwl", "epur-batch", "epur-tiled")
 OVERFLOW, UNDERFLOW, SATURATION = range(3)
 
 #: Random numbers of operations outside the DPU's trees; see ``docs/arithmetic.md``.
@@ -625,8 +625,10 @@ class _Unit:
         """The sum of neuron k, as it comes to the MU: its first operation."""
         behind = math.ceil(Fraction(len(x), self.case.width))
         form = self.a.mu
-        if self.case.order == "epur":
+        if self.case.order != "epur-mwl":
             acc = self.accumulate(self.w_x[k], x, 0.0, 0)
+            if self.case.order == "epur-tiled":  # stored, and put back
+                acc = round_value(acc, self.a.accumulator)
             acc = self.accumulate(self.w_h[k], h, acc, behind)
             if self.a.integer:
                 return self.round(self.result(acc, k), "accumulator", self._next(), form)
@@ -732,8 +734,9 @@ def evaluate_pass(
     inputs : float array of shape (T, I)
         Taken as float32, then rounded to the arithmetic's input format.
     arithmetic : Arithmetic
-    order : {"epur", "epur-mwl"}
-        Whether forward and recurrent products share one accumulation, or forward sums are stored.
+    order : {"epur", "epur-mwl", "epur-batch", "epur-tiled"}
+        Whether forward and recurrent products share one accumulation, which tiles store and put back,
+        or forward sums are stored.
     alpha : float, optional
         Largest forward partial sum, needed where MWL quantises; taken as float32, as the next two.
     h0, c0 : float arrays of shape (H,), optional

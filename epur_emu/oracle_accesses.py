@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ Shape = Sequence[Sequence[LayerShape]]
 #: Cycle, component, "read" or "write", address, bytes.
 Access = tuple[int, str, str, int, int]
 
-DATAFLOWS = ("epur", "epur-mwl")
+DATAFLOWS = ("epur", "epur-mwl", "epur-batch", "epur-tiled")
 OPERATIONS = ("multiply", "add", "exp", "divide", "compare", "link", "quantise", "lookup")
 
 
@@ -67,6 +67,7 @@ class _Machine:
             be,
             {q: self.width * size for q, size in be.items()},
             {q: a.partial.bytes for q, a in own.items()},
+            {q: a.accumulator.bytes for q, a in own.items()},
             own["g"].cell.bytes,
             self.width * own["g"].cell.bytes,
             self.accelerator.quantise_cycles if quantised else 0,
@@ -142,18 +143,22 @@ class _Pass:
     shape : LayerShape
     nx, nh : int
         Sub-vectors of x and of h.
-    we, sw, be, sb, pe : dict of str to int
+    we, sw, be, sb, pe, ae : dict of str to int
         By gate: bytes of a weight and of a sub-vector of weights, of a bias or peephole weight and
-        of a sub-vector of these, of a stored partial sum.
+        of a sub-vector of these, of a stored partial sum, of a stored accumulator.
     ce, sc : int
         Bytes of an element and of a sub-vector of c.
     quantise, lookup : int
         Latencies, 0 where no gate quantises partial sums.
     rows, bias, state : int
         In DRAM: weight rows, biases (peepholes behind them), initial state.
-    x_from : {"dram", "intermediate"}
+    x_from : {"dram", "intermediate", "spilled"}
     x, x_pitch, x_sub : int
         Input row of time step 0, the distance between rows, bytes of a sub-vector.
+    x_parts : list of (int, int)
+        Spilled: of each pass of the layer before, its rows in DRAM and its sub-vectors.
+    spill : int, optional
+        Where the output rows go in DRAM; `y` is then the first of two slots.
     y, y_pitch : int
         Element 0 of the output of time step 0 in the intermediate memory, distance between rows.
     initial : {"zero", "dram", "intermediate"}
@@ -162,6 +167,14 @@ class _Pass:
         Stored partial sums (MWL).
     load : bool
         Whether the weights are not resident.
+    free : int
+        The cycle in which its rows have been fetched.
+    order : {None, "mwl", "tiles"}
+        E-PUR's order, or one that stores forward sums.
+    first : int
+        The true time step that is evaluated first.
+    at_end : bool
+        Whether the weights lie at the buffers' ends.
     weights, parameters : dict of str to int
         By gate: offsets in the weight buffer and in the parameter bank.
     state_on_chip : int, optional
@@ -176,6 +189,7 @@ class _Pass:
     be: dict[str, int]
     sb: dict[str, int]
     pe: dict[str, int]
+    ae: dict[str, int]
     ce: int
     sc: int
     quantise: int
@@ -187,11 +201,17 @@ class _Pass:
     x: int = 0
     x_pitch: int = 0
     x_sub: int = 0
+    x_parts: list[tuple[int, int]] = field(default_factory=list)
+    spill: int | None = None
     y: int = 0
     y_pitch: int = 0
     initial: str = "zero"
     partials: int = 0
     load: bool = True
+    free: int = 0
+    order: str | None = None
+    first: int = 0
+    at_end: bool = False
     weights: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GATES, 0))
     parameters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GATES, 0))
     state_on_chip: int | None = None
@@ -330,6 +350,36 @@ def _log_state(machine: _Machine, p: _Pass, begin: int, bursts: int, h_at: int, 
     return begin + max(machine.channel(bursts), cycles)
 
 
+def _log_row(
+    machine: _Machine, p: _Pass, k: int, begin: int, source: int, subs: int, at: dict[str, int]
+) -> None:
+    """Accesses that fetch row k of `subs` sub-vectors, gate by gate; rows begin at DRAM `source`."""
+    size = {q: subs * p.sw[q] for q in GATES}
+    bursts = k * sum(machine.bursts(size[q]) for q in GATES)
+    cycle = begin
+    for q in GATES:
+        where = [f"cu.{q}.weights"]
+        moved = machine.fetch(
+            cycle, source + bursts * machine.burst, size[q], where, at[q], p.sw[q]
+        )
+        cycle, bursts = cycle + moved, bursts + moved
+
+
+def _row_bursts(machine: _Machine, p: _Pass, subs: int) -> int:
+    return sum(machine.bursts(subs * p.sw[q]) for q in GATES)
+
+
+def _log_prefetch(machine: _Machine, p: _Pass, begin: int) -> int:
+    """Accesses that bring all weights of a pass before it begins; gives the cycle of the end."""
+    n = p.nx + p.nh
+    rows = begin + machine.channel(_log_parameters(machine, p, begin))
+    each = machine.channel(_row_bursts(machine, p, n))
+    for k in range(p.cells):
+        at = {q: p.weights[q] + k * n * p.sw[q] for q in GATES}
+        _log_row(machine, p, k, rows + k * each, p.rows, n, at)
+    return rows + p.cells * each
+
+
 def _log_epur(machine: _Machine, p: _Pass, steps: int, begin: int) -> int:
     """Accesses of a pass in E-PUR's order; gives the cycle in which it has ended."""
     n = p.nx + p.nh
@@ -341,31 +391,33 @@ def _log_epur(machine: _Machine, p: _Pass, steps: int, begin: int) -> int:
     row = {q: n * p.sw[q] for q in GATES}
     pace, start = n, loaded
     if p.load:
-        of_neuron = sum(machine.bursts(row[q]) for q in GATES)
-        pace = max(n, machine.channel(of_neuron))
+        pace = max(n, machine.channel(_row_bursts(machine, p, n)))
         start = loaded + pace
         for k in range(p.cells):
-            bursts = 0
-            for q in GATES:
-                bursts += machine.fetch(
-                    loaded + k * pace + bursts,
-                    p.rows + (k * of_neuron + bursts) * machine.burst,
-                    row[q], [f"cu.{q}.weights"], p.weights[q] + k * row[q], p.sw[q],
-                )  # fmt: skip
+            at = {q: p.weights[q] + k * row[q] for q in GATES}
+            _log_row(machine, p, k, loaded + k * pace, p.rows, n, at)
+    p.free = start - pace + p.cells * pace  # the channel, once all rows are here
 
     tail = max(0, machine.dpu + _latencies(machine, p.shape.peepholes).z - p.nx)
     last = 0
     for t, true_t in enumerate(p.times(steps)):
-        x_row = p.x + true_t * p.x_pitch
         if p.x_from == "dram":
-            for j in range(machine.bursts(p.nx * machine.sx)):
-                cycle = start + j * machine.burst // machine.sx
-                machine.read(cycle, "dram", x_row + j * machine.burst, machine.burst)
+            _log_input(machine, start, p.x + true_t * p.x_pitch, p.nx, machine.sx)
+        if p.x_from == "spilled":
+            before = 0
+            for rows, subs in p.x_parts:
+                source = rows + true_t * machine.burst_bytes(subs * machine.sy)
+                _log_input(machine, start + before, source, subs, machine.sy)
+                before += subs
         for s in range(p.nx):
             if p.x_from == "intermediate":
-                machine.read(start + s, "intermediate", x_row + s * p.x_sub, p.x_sub)
+                source = p.x + true_t * p.x_pitch + s * p.x_sub
+                machine.read(start + s, "intermediate", source, p.x_sub)
             for buffer in _buffers("inputs"):
                 machine.write(start + s, buffer, s * machine.sx, machine.sx)
+        y_row = p.y + true_t * p.y_pitch
+        if p.spill is not None:
+            y_row = p.y + t % 2 * p.nh * machine.sy
         for k in range(p.cells):
             neuron = start + k * (pace if t == 0 else n)
             for s in range(n):
@@ -377,118 +429,325 @@ def _log_epur(machine: _Machine, p: _Pass, steps: int, begin: int) -> int:
                     machine.read(neuron + s, f"cu.{q}.inputs", operand, machine.sx)
             last = _log_mu(
                 machine, p, k, neuron + n - 1 + machine.dpu, c_at + k * p.ce,
-                slots[(t + 1) % 2] + k * machine.xe,
-                p.y + true_t * p.y_pitch + k * machine.ye,
+                slots[(t + 1) % 2] + k * machine.xe, y_row + k * machine.ye,
             )  # fmt: skip
+        end = last + 1
+        if p.spill is not None:
+            size = p.nh * machine.sy
+            target = p.spill + true_t * machine.burst_bytes(size)
+            end = machine.store(end, y_row, size, target)
         start += (p.cells - 1) * (pace if t == 0 else n) + n + tail
-    return last + 1
+    return end
 
 
-def _log_mwl(machine: _Machine, p: _Pass, steps: int, begin: int, stage_from: int | None) -> int:
-    """Accesses of a pass in MWL's order; gives the cycle in which it has ended.
+def _log_input(machine: _Machine, begin: int, source: int, subs: int, size: int) -> None:
+    """DRAM accesses of an input of so many sub-vectors, as they are used."""
+    for j in range(machine.bursts(subs * size)):
+        cycle = begin + j * machine.burst // size
+        machine.read(cycle, "dram", source + j * machine.burst, machine.burst)
 
-    `stage_from` is the DRAM address of the network's input where it is still to be copied.
+
+def _log_stored(
+    machine: _Machine, p: _Pass, steps: int, begin: int, stage_from: int | None, tiled: bool
+) -> int:
+    """Accesses of a pass that stores its forward sums: MWL's, or in tiles.
+
+    `stage_from` is the DRAM address of the network's input where it is still to be copied. Gives the
+    cycle in which the pass has ended.
     """
+    tau, kept = _stretch(machine, p, steps, tiled), _rows_kept(machine, p)
+    c_at = (p.nh if tau == steps and not tiled else max(p.nx, p.nh)) * machine.sx
     x_bytes = p.nx * machine.sx
-    row_x, row_h = ({q: n * p.sw[q] for q in GATES} for n in (p.nx, p.nh))
-    c_at = p.nh * machine.sx
     need = max(x_bytes, c_at + p.nh * p.sc)
     machine.fits(f"an input of {p.shape.name}", "input_buffer_bytes", need)
-    machine.fits(f"two rows of {p.shape.name}", "row_buffer_bytes", 2 * max(row_x.values()))
 
-    forward = begin + machine.channel(_log_parameters(machine, p, begin))
+    cycle = begin + machine.channel(_log_parameters(machine, p, begin))
     if stage_from is not None:
         spacing = machine.channel(machine.bursts(x_bytes))
         for t in range(steps):
             source = stage_from + t * machine.burst_bytes(x_bytes)
             target = p.x + t * p.x_pitch
             machine.fetch(
-                forward + t * spacing, source, x_bytes, ["intermediate"], target, machine.sx
+                cycle + t * spacing, source, x_bytes, ["intermediate"], target, machine.sx
             )
-        forward += steps * spacing
+        cycle += steps * spacing
 
-    def partials(true_t: int, k: int) -> list[tuple[int, int]]:
-        """Address and bytes of each gate's partial sum."""
-        sizes = [p.pe[q] for q in GATES]
-        first = p.partials + (true_t * p.cells + k) * sum(sizes)
-        return [(first + sum(sizes[:gate]), size) for gate, size in enumerate(sizes)]
+    order = p.times(steps)
+    for first in range(0, steps, tau):
+        part = order[first : first + tau]
+        if tiled:
+            cycle = _log_tiles(machine, p, part, cycle)
+        else:
+            cycle = _log_rows(machine, p, part, cycle, kept if first == 0 else 0)
+        if first == 0:
+            cycle = _log_state(machine, p, cycle, 0, 0, c_at)
+        before = None if first == 0 else order[first - 1]
+        cycle = _log_recurrent(machine, p, part, before, cycle, c_at, kept, tiled)
+    return cycle
 
-    of_neuron = [sum(machine.bursts(row[q]) for q in GATES) for row in (row_x, row_h)]
-    pace = max(steps * p.nx, machine.channel(sum(of_neuron)))
-    rows_h = p.rows + p.cells * of_neuron[0] * machine.burst
+
+def _stretch(machine: _Machine, p: _Pass, steps: int, tiled: bool) -> int:
+    """Time steps of a stretch."""
+    own = p.cells * sum((p.ae if tiled else p.pe).values())
+    name = f"the output of {p.shape.name}"
+    machine.fits(name, "intermediate_bytes", steps * p.y_pitch + own)
+    return min(steps, (machine.half - steps * p.y_pitch) // own)
+
+
+def _rows_kept(machine: _Machine, p: _Pass) -> int:
+    """Rows of W_h that stay in the weight buffers."""
+    fit = min(machine.capacity // (p.nh * p.sw[q]) for q in GATES)
+    if fit >= p.cells:
+        return p.cells
+    need = 2 * p.nh * max(p.sw.values())
+    machine.fits(f"two rows of W_h of {p.shape.name}", "weight_buffer_bytes", need)
+    return fit - 2
+
+
+def _partials(p: _Pass, part: list[int], true_t: int, k: int, tiled: bool) -> list[tuple[int, int]]:
+    """Address and bytes of each gate's stored sum."""
+    own = p.ae if tiled else p.pe
+    sizes = [own[q] for q in GATES]
+    address = p.partials + ((true_t - min(part)) * p.cells + k) * sum(sizes)
+    out = []
+    for size in sizes:
+        out.append((address, size))
+        address += size
+    return out
+
+
+def _log_rows(machine: _Machine, p: _Pass, part: list[int], forward: int, with_h: int) -> int:
+    """MWL's forward part of a stretch, with so many rows of W_h behind; gives the end."""
+    row_x, row_h = ({q: n * p.sw[q] for q in GATES} for n in (p.nx, p.nh))
+    machine.fits(f"two rows of {p.shape.name}", "row_buffer_bytes", 2 * max(row_x.values()))
+    of_x, of_h = _row_bursts(machine, p, p.nx), _row_bursts(machine, p, p.nh)
+    first = part[0] == p.first
+    pace = max(len(part) * p.nx, machine.channel(of_x + (of_h if first else 0)))
+    rows_h = p.rows + p.cells * of_x * machine.burst
     for k in range(p.cells):
         row_at = {q: (k % 2) * row_x[q] for q in GATES}
         bursts = 0
         for q in GATES:
             bursts += machine.fetch(
                 forward + k * pace + bursts,
-                p.rows + (k * of_neuron[0] + bursts) * machine.burst,
+                p.rows + (k * of_x + bursts) * machine.burst,
                 row_x[q], [f"cu.{q}.row"], row_at[q], p.sw[q],
             )  # fmt: skip
-        bursts = 0
-        for q in GATES:
-            bursts += machine.fetch(
-                forward + k * pace + of_neuron[0] + bursts,
-                rows_h + (k * of_neuron[1] + bursts) * machine.burst,
-                row_h[q], [f"cu.{q}.weights"], k * row_h[q], p.sw[q],
-            )  # fmt: skip
-        for t, true_t in enumerate(p.times(steps)):
-            first = forward + (k + 1) * pace + t * p.nx
+        if k < with_h:
+            at = {q: k * row_h[q] for q in GATES}
+            _log_row(machine, p, k, forward + k * pace + of_x, rows_h, p.nh, at)
+        for t, true_t in enumerate(part):
+            begin = forward + (k + 1) * pace + t * p.nx
             for s in range(p.nx):
                 source = p.x + true_t * p.x_pitch + s * p.x_sub
-                machine.read(first + s, "intermediate", source, p.x_sub)
+                machine.read(begin + s, "intermediate", source, p.x_sub)
                 for q in GATES:
-                    machine.read(first + s, f"cu.{q}.row", row_at[q] + s * p.sw[q], p.sw[q])
-                    machine.write(first + s, f"cu.{q}.inputs", s * machine.sx, machine.sx)
-                    machine.read(first + s, f"cu.{q}.inputs", s * machine.sx, machine.sx)
-            done = first + p.nx - 1 + machine.dpu + p.quantise
-            for address, size in partials(true_t, k):
+                    machine.read(begin + s, f"cu.{q}.row", row_at[q] + s * p.sw[q], p.sw[q])
+                    machine.write(begin + s, f"cu.{q}.inputs", s * machine.sx, machine.sx)
+                    machine.read(begin + s, f"cu.{q}.inputs", s * machine.sx, machine.sx)
+            done = begin + p.nx - 1 + machine.dpu + p.quantise
+            for address, size in _partials(p, part, true_t, k, tiled=False):
                 machine.write(done, "intermediate", address, size)
+    return forward + (p.cells + 1) * pace + machine.dpu + p.quantise
 
-    recurrent = forward + (p.cells + 1) * pace + machine.dpu + p.quantise
-    recurrent = _log_state(machine, p, recurrent, 0, 0, c_at)
-    tail = machine.dpu + p.lookup + machine.add
-    tail += _latencies(machine, p.shape.peepholes).z
-    last = before = 0
-    for t, true_t in enumerate(p.times(steps)):
-        start = recurrent + t * (p.cells * p.nh + tail)
-        if t > 0:
+
+def _log_tiles(machine: _Machine, p: _Pass, part: list[int], begin: int) -> int:
+    """The tiles' forward part of a stretch; gives the end."""
+    fit = min(machine.capacity // (p.nx * p.sw[q]) for q in GATES)
+    if fit < 1:
+        need = p.nx * max(p.sw.values())
+        machine.fits(f"a row of W_x of {p.shape.name}", "weight_buffer_bytes", need)
+    pace = max(p.nx, machine.channel(_row_bursts(machine, p, p.nx)))
+    for low in range(0, p.cells, fit):
+        tile = range(low, min(low + fit, p.cells))
+        for j, k in enumerate(tile):
+            at = {q: j * p.nx * p.sw[q] for q in GATES}
+            _log_row(machine, p, k, begin + j * pace, p.rows, p.nx, at)
+        for t, true_t in enumerate(part):
+            for j, k in enumerate(tile):
+                a = begin + (j + 1) * pace
+                if t > 0:
+                    a = begin + len(tile) * pace + p.nx
+                    a += (t - 1) * len(tile) * p.nx + j * p.nx
+                for s in range(p.nx):
+                    if j == 0:
+                        source = p.x + true_t * p.x_pitch + s * p.x_sub
+                        machine.read(a + s, "intermediate", source, p.x_sub)
+                    for q in GATES:
+                        buffer, weight = f"cu.{q}.inputs", (j * p.nx + s) * p.sw[q]
+                        if j == 0:
+                            machine.write(a + s, buffer, s * machine.sx, machine.sx)
+                        machine.read(a + s, f"cu.{q}.weights", weight, p.sw[q])
+                        machine.read(a + s, buffer, s * machine.sx, machine.sx)
+                for address, size in _partials(p, part, true_t, k, tiled=True):
+                    machine.write(a + p.nx - 1 + machine.dpu, "intermediate", address, size)
+        begin += len(tile) * pace + p.nx + (len(part) - 1) * len(tile) * p.nx
+    return begin + machine.dpu
+
+
+def _log_recurrent(
+    machine: _Machine, p: _Pass, part: list[int], before: int | None, start: int, c_at: int,
+    kept: int, tiled: bool,
+) -> int:  # fmt: skip
+    """The recurrent part of a stretch; `before` is the time step before. Gives the end."""
+    row = {q: p.nh * p.sw[q] for q in GATES}
+    of_row = _row_bursts(machine, p, p.nh)
+    rows_h = p.rows + p.cells * _row_bursts(machine, p, p.nx) * machine.burst
+    pace = max(p.nh, machine.channel(of_row))
+    behind = 0 if tiled else p.lookup + machine.add
+    z = _latencies(machine, p.shape.peepholes).z
+    last = 0
+    for t, true_t in enumerate(part):
+        if before is not None:
             for s in range(p.nh):
                 source = p.y + before * p.y_pitch + s * machine.sy
                 machine.read(start + s, "intermediate", source, machine.sy)
                 for buffer in _buffers("inputs"):
                     machine.write(start + s, buffer, s * machine.sx, machine.sx)
+        here = 0 if tiled and t == 0 else kept
+        neuron = start
         for k in range(p.cells):
+            slot = k if k < kept else kept + (k - kept) % 2
+            at = {q: slot * row[q] for q in GATES}
             neuron = start + k * p.nh
+            if k >= here:
+                fetched = start + here * p.nh + (k - here) * pace
+                _log_row(machine, p, k, fetched, rows_h, p.nh, at)
+                neuron = fetched + pace
             for s in range(p.nh):
                 for q in GATES:
-                    weight = k * row_h[q] + s * p.sw[q]
-                    machine.read(neuron + s, f"cu.{q}.weights", weight, p.sw[q])
+                    machine.read(neuron + s, f"cu.{q}.weights", at[q] + s * p.sw[q], p.sw[q])
                     machine.read(neuron + s, f"cu.{q}.inputs", s * machine.sx, machine.sx)
             done = neuron + p.nh - 1 + machine.dpu
-            for address, size in partials(true_t, k):
-                machine.read(done, "intermediate", address, size)
+            for address, size in _partials(p, part, true_t, k, tiled):
+                machine.read(neuron if tiled else done, "intermediate", address, size)
             last = _log_mu(
-                machine, p, k, done + p.lookup + machine.add, c_at + k * p.ce,
+                machine, p, k, done + behind, c_at + k * p.ce,
                 None, p.y + true_t * p.y_pitch + k * machine.ye,
             )  # fmt: skip
         before = true_t
+        start = neuron + p.nh + machine.dpu + behind + z
     return last + 1
 
 
-def _in_dram(machine: _Machine, shape: Shape, mwl: bool) -> tuple[list[list[_Pass]], int]:
-    """Passes with their weights laid out in DRAM, and the first free address behind them."""
+def _log_batch(machine: _Machine, group: list[_Pass], lengths: list[int], begin: int) -> int:
+    """Accesses of one pass for several sequences, the longest first; gives the end.
+
+    The passes differ in their inputs, outputs and initial states alone.
+    """
+    p = group[0]
+    n = p.nx + p.nh
+    region = (p.nx + 2 * p.nh) * machine.sx + p.nh * p.sc
+    machine.fits(
+        f"{len(group)} inputs of {p.shape.name}", "input_buffer_bytes", len(group) * region
+    )
+    share = machine.accelerator.accumulators
+
+    bursts, waits = _log_parameters(machine, p, begin), 0
+    for m, own in enumerate(group):
+        h_at = m * region + p.nx * machine.sx
+        c_at = m * region + (p.nx + 2 * p.nh) * machine.sx
+        if own.initial == "zero":
+            _log_state(machine, own, begin + waits, 0, h_at, c_at)
+            waits += p.nh
+        else:
+            _log_state(machine, own, begin, bursts, h_at, c_at)
+            bursts += machine.bursts(p.nh * machine.sx) + machine.bursts(p.nh * p.sc)
+    loaded = begin + max(machine.channel(bursts), waits)
+    row = {q: n * p.sw[q] for q in GATES}
+    pace, start = len(group) * n, loaded
+    if p.load:
+        pace = max(pace, machine.channel(_row_bursts(machine, p, n)))
+        start = loaded + pace
+        for k in range(p.cells):
+            at = {q: p.weights[q] + k * row[q] for q in GATES}
+            _log_row(machine, p, k, loaded + k * pace, p.rows, n, at)
+    p.free = start - pace + p.cells * pace
+
+    def left(t: int) -> int:
+        return sum(length > t for length in lengths)
+
+    def size(m: int, t: int) -> int:
+        """Sequences in the group of sequence m."""
+        return min(share, left(t) - m // share * share)
+
+    z = _latencies(machine, p.shape.peepholes).z
+    end = 0
+    for t in range(lengths[0]):
+        neuron = start
+        for k in range(p.cells):
+            neuron = start + k * (pace if t == 0 else left(t) * n)
+            for m in range(left(t)):
+                own, w, i = group[m], size(m, t), m % share
+                true_t = lengths[m] - 1 - t if p.shape.reverse else t
+                first = neuron + m // share * share * n
+                x_at = m * region
+                slots = x_at + p.nx * machine.sx, x_at + n * machine.sx
+                c_at = x_at + (p.nx + 2 * p.nh) * machine.sx
+                if k == 0 and own.x_from == "dram":
+                    for j in range(machine.bursts(p.nx * machine.sx)):
+                        machine.read(
+                            first + j * machine.burst // machine.sx * w + i, "dram",
+                            own.x + true_t * own.x_pitch + j * machine.burst, machine.burst,
+                        )  # fmt: skip
+                for s in range(n):
+                    cycle = first + s * w + i
+                    if k == 0 and s < p.nx:
+                        if own.x_from == "intermediate":
+                            source = own.x + true_t * own.x_pitch + s * own.x_sub
+                            machine.read(cycle, "intermediate", source, own.x_sub)
+                        for buffer in _buffers("inputs"):
+                            machine.write(cycle, buffer, x_at + s * machine.sx, machine.sx)
+                    operand = x_at + s * machine.sx
+                    if s >= p.nx:
+                        operand = slots[t % 2] + (s - p.nx) * machine.sx
+                    for q in GATES:
+                        if i == 0:
+                            weight = p.weights[q] + k * row[q] + s * p.sw[q]
+                            machine.read(cycle, f"cu.{q}.weights", weight, p.sw[q])
+                        machine.read(cycle, f"cu.{q}.inputs", operand, machine.sx)
+                last = _log_mu(
+                    machine, p, k, first + (n - 1) * w + i + machine.dpu, c_at + k * p.ce,
+                    slots[(t + 1) % 2] + k * machine.xe,
+                    own.y + true_t * own.y_pitch + k * machine.ye,
+                )  # fmt: skip
+                end = max(end, last + 1)
+        tail = 0
+        for m in range(left(t + 1)):
+            wait = (n - 1) * size(m, t) + machine.dpu + z + 1 - p.nx * size(m, t + 1)
+            tail = max(tail, wait - left(t) * n)
+        start = neuron + left(t) * n + tail
+    return end
+
+
+def _in_dram(
+    machine: _Machine, shape: Shape, apart: str | None, check: bool = False
+) -> tuple[list[list[_Pass]], int]:
+    """Passes with their weights laid out in DRAM, and the first free address behind them.
+
+    `apart` says which order's rows of W_x and W_h lie apart; in E-PUR's order those of layers do that
+    don't fit, unless they are to be refused.
+    """
     layers, free = [], 0
     for layer in shape:
-        passes = []
-        for one in layer:
-            p = machine.of_pass(one, free, 0)
-            parts = (p.nx, p.nh) if mwl else (p.nx + p.nh,)
+        passes = [machine.of_pass(one, 0, 0) for one in layer]
+        order = apart
+        for p in passes:
+            vectors = (p.nx + 2 * p.nh) * machine.sx + p.nh * p.sc
+            matrix = max(_matrix_bytes(p, q) for q in GATES)
+            if check:
+                _check_buffers(machine, p)
+                machine.fits(f"an input of {p.shape.name}", "input_buffer_bytes", vectors)
+            over = matrix > machine.capacity or vectors > machine.accelerator.input_buffer_bytes
+            if apart is None and over:
+                order = "tiles"
+        for p in passes:
+            p.order, p.rows = order, free
+            parts = (p.nx, p.nh) if order else (p.nx + p.nh,)
             of_neuron = sum(machine.burst_bytes(n * p.sw[q]) for n in parts for q in GATES)
-            p.bias = free + one.cells * of_neuron
-            held = GATES + (("i", "f", "o") if one.peepholes else ())
+            p.bias = free + p.cells * of_neuron
+            held = GATES + (("i", "f", "o") if p.shape.peepholes else ())
             free = p.bias + sum(machine.burst_bytes(p.nh * p.sb[q]) for q in held)
-            passes.append(p)
         layers.append(passes)
     return layers, free
 
@@ -506,13 +765,13 @@ def _parameter_bytes(p: _Pass, gate: str) -> int:
     return p.nh * p.sb[gate] * (2 if p.shape.peepholes else 1)
 
 
-def _matrix_bytes(p: _Pass, gate: str, mwl: bool) -> int:
-    return p.cells * (p.nh if mwl else p.nx + p.nh) * p.sw[gate]
+def _matrix_bytes(p: _Pass, gate: str) -> int:
+    return p.cells * (p.nx + p.nh) * p.sw[gate]
 
 
-def _check_buffers(machine: _Machine, p: _Pass, mwl: bool) -> None:
+def _check_buffers(machine: _Machine, p: _Pass) -> None:
     """Refuse a pass that no gate's empty buffer would hold."""
-    matrix = max(_matrix_bytes(p, q, mwl) for q in GATES)
+    matrix = max(_matrix_bytes(p, q) for q in GATES)
     machine.fits(f"the matrix of {p.shape.name}", "weight_buffer_bytes", matrix)
     bank = max(_parameter_bytes(p, q) for q in GATES)
     machine.fits(f"bias and peepholes of {p.shape.name}", "parameter_bank_bytes", bank)
@@ -536,7 +795,7 @@ def accesses_sequence(
         T, time steps.
     arithmetic : Arithmetic
     accelerator : Accelerator
-    dataflow : {"epur", "epur-mwl"}
+    dataflow : {"epur", "epur-mwl", "epur-batch", "epur-tiled"}
     given_state : bool
         Whether initial states are given, in DRAM; otherwise they are zero.
 
@@ -566,43 +825,182 @@ def accesses_sequence(
                 )  # fmt: skip
     if steps == 0:
         return [], 0
-    mwl = dataflow == "epur-mwl"
+    if dataflow == "epur-batch":
+        return accesses_batch(shape, [steps], arithmetic, accelerator, given_state)
     machine = _Machine(arithmetic, accelerator, shape)
-    layers, free = _in_dram(machine, shape, mwl)
+    apart = {"epur-mwl": "mwl", "epur-tiled": "tiles"}.get(dataflow)
+    layers, free = _in_dram(machine, shape, apart)
     inputs = free
     x_pitch = machine.burst_bytes(layers[0][0].nx * machine.sx)
     free += steps * x_pitch
     if given_state:
         free = _states_in_dram(machine, layers, free)
     outputs = free
+    pitches = [machine.vectors(sum(p.cells for p in passes)) * machine.sy for passes in layers]
+    spilled = dataflow == "epur" and steps * max(pitches) > machine.half
+    tiled = [p.order == "tiles" for passes in layers for p in passes]
+    if spilled and any(tiled):
+        raise AcceleratorError(
+            accelerator.name, "intermediate_bytes", f"leaves {machine.half} bytes where the output "
+            f"of a layer in tiles needs {steps * max(pitches)}", "give fewer steps",
+        )  # fmt: skip
+    if spilled:
+        for passes in layers:
+            for p in passes:
+                p.spill = outputs
+                outputs += steps * machine.burst_bytes(p.nh * machine.sy)
 
-    cycle = 0
+    cycle = begin = 0
+    pass_before: _Pass | None = None
     for number, passes in enumerate(layers):
         source, target = (number % 2) * machine.half, ((number + 1) % 2) * machine.half
-        pitch = machine.vectors(sum(p.cells for p in passes)) * machine.sy
+        pitch = pitches[number]
         before = 0
         for p in passes:
+            name = p.shape.name
             p.x_sub = machine.sy if number else machine.sx
             p.x, p.x_pitch = source, p.nx * p.x_sub
             p.y, p.y_pitch = target + before * machine.ye, pitch
             p.partials = target + steps * pitch
-            before += p.cells
-            stage_from = None
-            if number == 0 and not mwl:
+            p.first = p.times(steps)[0]
+            stage_from = inputs if number == 0 and p is passes[0] else None
+            if number == 0 and p.order is None:
                 p.x_from, p.x, p.x_pitch = "dram", inputs, x_pitch
-            elif number == 0 and p is passes[0]:
-                stage_from = inputs
-            name = p.shape.name
-            _check_buffers(machine, p, mwl)
+            if spilled:
+                p.y = target
+                machine.fits(f"two rows of {name}", "intermediate_bytes", 2 * p.nh * machine.sy)
+                if number:
+                    p.x_from = "spilled"
+                    p.x_parts = [(q.spill or 0, q.nh) for q in layers[number - 1]]
+            before += p.cells
+            bank = max(_parameter_bytes(p, q) for q in GATES)
+            machine.fits(f"bias and peepholes of {name}", "parameter_bank_bytes", bank)
             if p.x_from == "intermediate":
                 machine.fits(f"the input of {name}", "intermediate_bytes", steps * p.x_pitch)
-            size = steps * pitch + (steps * p.cells * sum(p.pe.values()) if mwl else 0)
-            machine.fits(f"the output of {name}", "intermediate_bytes", size)
-            if mwl:
-                cycle = _log_mwl(machine, p, steps, cycle, stage_from)
+            if not spilled:
+                machine.fits(f"the output of {name}", "intermediate_bytes", steps * pitch)
+            begin = _prefetched(machine, pass_before, begin, p, cycle)
+            if p.order is None:
+                cycle = _log_epur(machine, p, steps, begin)
             else:
-                cycle = _log_epur(machine, p, steps, cycle)
-    cycle = machine.store(cycle, target, steps * pitch, outputs)
+                cycle = _log_stored(machine, p, steps, begin, stage_from, p.order == "tiles")
+            pass_before = p
+    if not spilled:
+        cycle = machine.store(cycle, target, steps * pitch, outputs)
+    return sorted(machine.log), cycle
+
+
+def _prefetched(
+    machine: _Machine, previous: _Pass | None, previous_begin: int, p: _Pass, cycle: int
+) -> int:
+    """With double buffering, bring a pass's weights during the one before, where both fit.
+
+    Gives when the pass begins.
+    """
+    if not machine.accelerator.double_buffering or previous is None:
+        return cycle
+    if previous.order is not None or p.order is not None:
+        return cycle
+    bank = machine.accelerator.parameter_bank_bytes
+    for q in GATES:
+        if _matrix_bytes(previous, q) + _matrix_bytes(p, q) > machine.capacity:
+            return cycle
+        if _parameter_bytes(previous, q) + _parameter_bytes(p, q) > bank:
+            return cycle
+    if not previous.at_end:
+        p.at_end = True
+        p.weights = {q: machine.capacity - _matrix_bytes(p, q) for q in GATES}
+        p.parameters = {q: bank - _parameter_bytes(p, q) for q in GATES}
+    ready = _log_prefetch(machine, p, previous.free if previous.load else previous_begin)
+    p.load = False
+    return max(cycle, ready)
+
+
+def accesses_batch(
+    shape: Shape,
+    lengths: Sequence[int],
+    arithmetic: Arithmetic,
+    accelerator: Accelerator,
+    given_state: bool = False,
+) -> tuple[list[Access], int]:
+    """Every access of several sequences that share the fetches of weights; see `accesses_sequence`.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Time steps of each sequence.
+    """
+    for steps in lengths:
+        _check_steps(steps)
+    machine = _Machine(arithmetic, accelerator, shape)
+    layers, free = _in_dram(machine, shape, None, check=True)
+    inputs, outputs = [], []
+    states: list[dict[str, int]] = []
+    x_pitch = machine.burst_bytes(layers[0][0].nx * machine.sx)
+    pitches = [machine.vectors(sum(p.cells for p in passes)) * machine.sy for passes in layers]
+    for steps in lengths:
+        inputs.append(free)
+        free += steps * x_pitch
+    for _ in lengths if given_state else []:
+        free = _states_in_dram(machine, layers, free)
+        states.append({p.shape.name: p.state for passes in layers for p in passes})
+    for steps in lengths:
+        outputs.append(free)
+        free += machine.burst_bytes(steps * pitches[-1])
+
+    longest = sorted((n for n in range(len(lengths)) if lengths[n]), key=lambda n: -lengths[n])
+    batches: list[list[int]] = []
+    for n in longest:
+        if batches:
+            both = [*batches[-1], n]
+            rows = sum(lengths[m] for m in both) * max(pitches)
+            widest = max(
+                (p.nx + 2 * p.nh) * machine.sx + p.nh * p.sc for passes in layers for p in passes
+            )
+            fits = len(both) * widest <= accelerator.input_buffer_bytes
+            if fits and rows <= machine.half:
+                batches[-1] = both
+                continue
+        batches.append([n])
+
+    cycle = 0
+    for batch in batches:
+        sizes = [lengths[n] for n in batch]
+        previous: _Pass | None = None
+        begin = target = 0
+        for number, passes in enumerate(layers):
+            source, target = (number % 2) * machine.half, ((number + 1) % 2) * machine.half
+            before = 0
+            for p in passes:
+                name = p.shape.name
+                bank = max(_parameter_bytes(p, q) for q in GATES)
+                machine.fits(f"bias and peepholes of {name}", "parameter_bank_bytes", bank)
+                machine.fits(
+                    f"the output of {name}", "intermediate_bytes", sum(sizes) * pitches[number]
+                )
+                p.load, p.at_end = True, False
+                p.weights, p.parameters = dict.fromkeys(GATES, 0), dict.fromkeys(GATES, 0)
+                begin = _prefetched(machine, previous, begin, p, cycle)
+                group = []
+                for m, n in enumerate(batch):
+                    own = replace(p)
+                    if number == 0:
+                        own.x_from, own.x, own.x_pitch = "dram", inputs[n], x_pitch
+                    else:
+                        own.x_sub = machine.sy
+                        own.x_pitch = p.nx * machine.sy
+                        own.x = source + sum(sizes[:m]) * pitches[number - 1]
+                    own.y_pitch = pitches[number]
+                    own.y = target + sum(sizes[:m]) * pitches[number] + before * machine.ye
+                    if given_state:
+                        own.state = states[n][name]
+                    group.append(own)
+                before += p.cells
+                cycle = _log_batch(machine, group, sizes, begin)
+                previous = group[0]
+        for m, n in enumerate(batch):
+            row = pitches[-1]
+            cycle = machine.store(cycle, target + sum(sizes[:m]) * row, sizes[m] * row, outputs[n])
     return sorted(machine.log), cycle
 
 
@@ -659,7 +1057,7 @@ def accesses_decode(
     if steps == 0:
         return [], 0
     machine = _Machine(arithmetic, accelerator, shape)
-    layers, free = _in_dram(machine, shape, mwl=False)
+    layers, free = _in_dram(machine, shape, None, check=True)
     passes = [p for (p,) in layers]
     for number, p in enumerate(passes):
         if number == 0 or host_between:
@@ -706,10 +1104,8 @@ def accesses_decode(
 def _reside(machine: _Machine, passes: list[_Pass]) -> int:
     """Place all layers in the weight buffers; gives how many, from the first on, stay there."""
     for p in passes:
-        _check_buffers(machine, p, mwl=False)
-    needs = [
-        (machine.capacity, [_matrix_bytes(p, q, mwl=False) for p in passes]) for q in GATES
-    ] + [
+        _check_buffers(machine, p)
+    needs = [(machine.capacity, [_matrix_bytes(p, q) for p in passes]) for q in GATES] + [
         (machine.accelerator.parameter_bank_bytes, [_parameter_bytes(p, q) for p in passes])
         for q in GATES
     ]
@@ -721,7 +1117,7 @@ def _reside(machine: _Machine, passes: list[_Pass]) -> int:
     for number, p in enumerate(passes):
         before = passes[: min(number, resident)]
         for q in GATES:
-            p.weights[q] = sum(_matrix_bytes(each, q, mwl=False) for each in before)
+            p.weights[q] = sum(_matrix_bytes(each, q) for each in before)
             p.parameters[q] = sum(_parameter_bytes(each, q) for each in before)
     return resident
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,8 @@ from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.checkpoints.folder import CARD, Model
 from epur_emu.comparison import SEQUENCE, Layer
-from epur_emu.emulator import calibrate, emulate
+from epur_emu.dataflow import dataflow_of
+from epur_emu.emulator import Result, calibrate, emulate, emulate_batch
 from epur_emu.energy import EnergyTable, Report, energy
 from epur_emu.errors import ModelError, NetworkError
 from epur_emu.formats import LinearFormat
@@ -40,6 +41,9 @@ class SequenceRun:
     ----------
     model, network, arithmetic, accelerator : str
     inputs : float32 array of shape (T, I)
+        A batch's one after another, as the outputs are.
+    lengths : tuple of int
+        Time steps of each sequence.
     float32, emulated : float32 array of shape (T, width)
         Outputs, the host's projection included.
     layers : tuple of Layer
@@ -58,6 +62,7 @@ class SequenceRun:
     arithmetic: str
     accelerator: str
     inputs: F32
+    lengths: tuple[int, ...]
     float32: F32
     emulated: F32
     layers: tuple[Layer, ...]
@@ -74,7 +79,7 @@ class SequenceRun:
             "network": self.network,
             "arithmetic": self.arithmetic,
             "accelerator": self.accelerator,
-            "input": {"shape": self.inputs.shape},
+            "input": {"shape": self.inputs.shape, "lengths": self.lengths},
             "float32": {"output": _shown(self.float32)},
             "emulated": {"output": _shown(self.emulated)},
             "max_abs_error": _largest(self.emulated - self.float32),
@@ -169,9 +174,24 @@ def inputs(
     return read_inputs(path)
 
 
+def batch(
+    network: Network, paths: Sequence[str], steps: Sequence[int], seed: int | None
+) -> list[F32]:
+    """Sequences from files, or else random ones of so many steps each; one where nothing is said.
+
+    Raises
+    ------
+    ModelError
+        As for `inputs`.
+    """
+    if paths:
+        return [inputs(network, path, steps[0] if steps else None, seed) for path in paths]
+    return [inputs(network, None, each, (seed or 0) + n) for n, each in enumerate(steps or [STEPS])]
+
+
 def run(
     model: Model,
-    inputs: npt.ArrayLike,
+    inputs: npt.ArrayLike | list[F32],
     arithmetic: Arithmetic,
     accelerator: Accelerator,
     table: EnergyTable,
@@ -182,7 +202,8 @@ def run(
     Parameters
     ----------
     model : Model
-    inputs : float array of shape (T, I)
+    inputs : float array of shape (T, I), or a list of such
+        Several sequences run as a batch.
     arithmetic : Arithmetic
     accelerator : Accelerator
     table : EnergyTable
@@ -200,17 +221,20 @@ def run(
             model.path / CARD, f"network {network.name}", "is joined by computation of its task",
             "give an input of the task instead of an array",
         )  # fmt: skip
-    x = np.asarray(inputs, np.float32)
-    if x.ndim != 2 or not len(x):
-        raise NetworkError("inputs", "shape", f"is {x.shape}", "give (T, I), at least one step")
+    parts = [np.asarray(x, np.float32) for x in (inputs if isinstance(inputs, list) else [inputs])]
+    for x in parts:
+        if x.ndim != 2 or not len(x):
+            raise NetworkError("inputs", "shape", f"is {x.shape}", "give (T, I), at least one step")
     alpha, calibrated = dict(model.alpha), None
     linear = any(isinstance(f, LinearFormat) for f in (arithmetic.input, arithmetic.output))
-    if accelerator.dataflow == "epur-mwl" or linear:
+    if dataflow_of(accelerator).rounds == "epur-mwl" or linear:
         calibrated = "card"
         if any(key not in alpha for p in network.passes for key in (p.name, f"{p.name}.input")):
-            alpha, calibrated = calibrate(network, [x]), "inputs"
-    theirs = emulate(network, x, ARITHMETICS["float32"], accelerator, alpha)
-    ours = emulate(network, x, arithmetic, accelerator, alpha)
+            alpha, calibrated = calibrate(network, parts), "inputs"
+    theirs, ours = (
+        _emulate(network, parts, each, accelerator, alpha)
+        for each in (ARITHMETICS["float32"], arithmetic)
+    )
     layers = []
     stats = {found.name: found for found in ours.stats}
     for passes, a, b in zip(network.layers, ours.layers, theirs.layers, strict=True):
@@ -223,9 +247,24 @@ def run(
         y.outputs if projection is None else y.outputs @ projection.T for y in (theirs, ours)
     )
     return SequenceRun(
-        model.name, network.name, arithmetic.name, accelerator.name, x, wanted, found, tuple(layers),
-        ours.cycles, accelerator.seconds(ours.cycles), calibrated, energy(ours.trace, table), ours.trace,
+        model.name, network.name, arithmetic.name, accelerator.name, np.concatenate(parts),
+        tuple(map(len, parts)), wanted, found, tuple(layers), ours.cycles,
+        accelerator.seconds(ours.cycles), calibrated, energy(ours.trace, table), ours.trace,
     )  # fmt: skip
+
+
+def _emulate(
+    network: Network, parts: list[F32], arithmetic: Arithmetic, accelerator: Accelerator,
+    alpha: dict[str, float],
+) -> Result:  # fmt: skip
+    """Run one sequence, or several as a batch whose outputs stand one after another."""
+    if len(parts) == 1:
+        return emulate(network, parts[0], arithmetic, accelerator, alpha)
+    done = emulate_batch(network, parts, arithmetic, accelerator, alpha)
+    layers = tuple(np.concatenate(same) for same in zip(*done.layers, strict=True))
+    return Result(
+        layers[-1], layers, done.trace, done.cycles, done.stats, done.timing, done.policies
+    )
 
 
 def _largest(differences: F32) -> float:

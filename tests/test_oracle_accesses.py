@@ -343,6 +343,147 @@ class TestAccessesByHand:
         with pytest.raises(AcceleratorError, match="the matrix of a needs 80"):
             model.accesses_decode(shape, 1, narrow, replace(roomy, weight_buffer_bytes=79))
 
+    def test_tiles(self, machine):
+        """I = 5, H = 3, T = 3: nx = 3, nh = 2. A weight buffer of 16 bytes holds one row of W_x, so K = 1,
+        and two rows of W_h, of which none stays. Ld = 4, z = 33, tail = 37.
+
+        DRAM: rows of W_x at 0, two bursts a gate, of W_h at 192, biases at 288. Halves of 88 bytes: output
+        rows take 24, accumulators 24 a step, so stretches have two steps.
+        """
+        small = replace(
+            machine, weight_buffer_bytes=16, parameter_bank_bytes=8, intermediate_bytes=2 * 88
+        )
+        shape = ((LayerShape("a", 5, 3),),)
+        log, cycles = model.accesses_sequence(shape, 3, EPUR, small, "epur-tiled")
+
+        def pick(component, op, size=None):
+            return [
+                (t, a) for t, c, o, a, s in log
+                if (c, o) == (component, op) and size in (None, s)
+            ]  # fmt: skip
+
+        # Biases until 8, input staged until 8 + 3 * 4 = 20. R = channel(8) = 16 for W_x: a tile takes
+        # 16 + 3 + 3 = 22, and the last ends at 86.
+        x = [
+            (begin + 16 + 3 * t + s, 12 * t + 4 * s)
+            for begin in (20, 42, 64) for t in range(2) for s in range(3)
+        ]  # fmt: skip
+        accumulators = 88 + 24
+        read = pick("intermediate", "read", 4)
+        assert read[:18] == x
+        stored = pick("intermediate", "write", 2)
+        assert stored[:4] == [(42, accumulators + 2 * q) for q in range(4)]
+        assert stored[4:8] == [(45, accumulators + 24 + 2 * q) for q in range(4)]
+        assert stored[8:12] == [(64, accumulators + 8 + 2 * q) for q in range(4)]
+        # State from 86 + 4 on, two cycles: R0 = 92. R = channel(4) = 8: neurons at 100, 108, 116.
+        put_back = [(t, a) for t, a in pick("intermediate", "read", 2)]
+        assert put_back[:12] == [
+            (100 + 8 * k, accumulators + 8 * k + 2 * q) for k in range(3) for q in range(4)
+        ]
+        assert [t for t, a in pick("cu.i.weights", "write") if 92 <= t < 116 and a < 16] == [
+            t for t in (92, 100, 108) for _ in range(2)
+        ]
+        assert [a for t, a in pick("cu.i.weights", "write") if 92 <= t < 116 and a < 16] == [
+            0, 4, 8, 12, 0, 4,
+        ]  # fmt: skip
+        # The step ends at 116 + 2 + 37 = 155: h of step 0 read back, and its last element written before.
+        assert (155, 88) in read
+        assert (
+            max(t for t, a in pick("intermediate", "write") if a < accumulators and t < 155) == 154
+        )
+        # Step 1 takes 8 * 3 + 2 + 37 = 63; the second stretch, of one step, begins at 218.
+        assert (218 + 16, 24) in read
+        assert min(t for t, a in pick("dram", "read") if a < 192 and t >= 218) == 218
+        # Three tiles of 16 + 3, sums until 279; h of step 1 is read back; 63 for the step; a store of 3 bursts.
+        assert (279, 96) in read
+        assert cycles == 279 + 63 + 6
+
+    def test_a_batch(self, machine):
+        """I = H = 1, T = 1 and 2, one accumulator: nx = nh = 1, n = 2, sequence 1 is the longer.
+
+        Ld = 4, z = 33. Input buffers of 16 bytes a sequence. DRAM: rows at 0, biases at 32, inputs at 64
+        (8 bytes) and 72 (16), outputs at 88 (8) and 96 (8). R = channel(4) = 8, S(0) = 16.
+        """
+        roomy = replace(machine, input_buffer_bytes=32)
+        shape = ((LayerShape("a", 1, 1),),)
+        log, cycles = model.accesses_batch(shape, [1, 2], EPUR, roomy)
+
+        def pick(component, op, size=None):
+            return [
+                (t, a) for t, c, o, a, s in log
+                if (c, o) == (component, op) and size in (None, s)
+            ]  # fmt: skip
+
+        # Both states, one behind the other: 2 cycles, less than the 8 of the biases.
+        assert pick("cu.g.inputs", "write", 4)[:4] == [(0, 4), (0, 12), (1, 20), (1, 28)]
+        assert [(t, a) for t, a in pick("dram", "read") if a >= 64] == [
+            (16, 72),
+            (18, 64),
+            (54, 80),
+        ]
+        # Each weight is read for each sequence; the tail is 1 + 4 + 33 + 1 - 1 - 4 = 34 behind 16 + 4.
+        assert pick("cu.i.weights", "read", 4) == [
+            (16, 0), (17, 4), (18, 0), (19, 4), (54, 0), (55, 4),
+        ]  # fmt: skip
+        assert pick("cu.i.inputs", "read", 4) == [
+            (16, 0), (17, 4), (18, 16), (19, 20), (54, 0), (55, 8),
+        ]  # fmt: skip
+        assert [t for t, _ in pick("intermediate", "write", 2)] == [54, 56, 92]
+        assert cycles == 93 + 2 + 2
+
+        # Two accumulators: one read of a weight for both, the sequences a cycle apart.
+        log, cycles = model.accesses_batch(shape, [1, 2], EPUR, replace(roomy, accumulators=2))
+        assert pick("cu.i.weights", "read", 4) == [(16, 0), (18, 4), (55, 0), (56, 4)]
+        assert pick("cu.i.inputs", "read", 4) == [
+            (16, 0), (17, 16), (18, 4), (19, 20), (55, 0), (56, 8),
+        ]  # fmt: skip
+
+    def test_what_is_spilled(self, machine):
+        """I = 1, H = 3, then H = 1, T = 3: three rows of 8 bytes do not fit in a half of 16.
+
+        nx = 1, nh = 2, Ld = 4, z = 33, tail = 36. DRAM: rows at 0 (four gates of two bursts), biases at
+        192; b's rows from 224, biases at 288; input at 320; outputs of a at 344, of b at 368.
+        """
+        roomy = replace(
+            machine, weight_buffer_bytes=100, input_buffer_bytes=48, intermediate_bytes=32
+        )
+        shape = ((LayerShape("a", 1, 3),), (LayerShape("b", 3, 1, reverse=True),))
+        log, cycles = model.accesses_sequence(shape, 3, EPUR, roomy, "epur")
+        # R = channel(8) = 16, S(0) = 24; the last neuron of step 0 begins at 56: h at 56 + 2 + 4 + 33.
+        first = 96
+        period = 3 * 3 + 36
+        stored = [(t, a) for t, c, op, a, _ in log if (c, op) == ("dram", "write")]
+        assert stored[:3] == [(first + n * period, 344 + 8 * n) for n in range(3)]
+        read = [(t, a) for t, c, op, a, _ in log if (c, op) == ("intermediate", "read")]
+        assert read[:6] == [
+            (first + n * period, 16 + 8 * (n % 2) + 4 * s) for n in range(3) for s in range(2)
+        ]
+        # b begins at 96 + 90 + 2 = 188; its first step, the last in time, at 188 + 8 + 16.
+        back = [(t, a) for t, c, op, a, _ in log if (c, op) == ("dram", "read") and a >= 344]
+        assert back[0] == (212, 360)
+        assert [a for _, a in back] == [360, 352, 344]
+        assert [a for _, a in stored[3:]] == [384, 376, 368]
+        assert cycles == stored[-1][0] + 2
+
+    def test_double_buffering(self, machine):
+        """I = H = 1 twice, T = 1: both layers' 8 bytes of weights fit in 16, and both biases in 8.
+
+        a: biases until 8, its row until 16, S(0) = 16; ends at 16 + 2 + 4 + 33 = 55. b meanwhile: biases from
+        16, its row from 24, to the buffer's end; it begins at 55 and does not wait.
+        """
+        shape = ((LayerShape("a", 1, 1),), (LayerShape("b", 1, 1),))
+        plain, slow = model.accesses_sequence(shape, 1, EPUR, machine, "epur")
+        double = replace(machine, double_buffering=True)
+        log, fast = model.accesses_sequence(shape, 1, EPUR, double, "epur")
+        # What remains of b's load is its initial state, one cycle.
+        assert slow == 55 + 16 + 39 + 2
+        assert fast == 55 + 1 + 39 + 2
+        written = [(t, a) for t, c, op, a, _ in log if (c, op) == ("cu.i.weights", "write")]
+        assert written == [(0, 16), (8, 0), (8, 4), (16, 20), (24, 8), (24, 12)]
+        assert len(log) == len(plain)
+        small = replace(double, weight_buffer_bytes=15)
+        assert model.accesses_sequence(shape, 1, EPUR, small, "epur")[1] == slow
+
     def test_halves_alternate(self, machine):
         """Layers of 5, 2 and 1 cells: pitches 12, 4 and 4; the halves begin at 0 and 32."""
         roomy = replace(
@@ -388,14 +529,16 @@ class TestAccesses:
         count = Counter((component, op, size) for _, component, op, _, size in log)
         forward = 3 * (17 * 2 + 18 * 2 + 9 * 3)  # T H nx of the three passes
         recurrent = 3 * (17 * 2 + 18 * 2 + 9 * 1)
-        if dataflow == "epur":
-            assert count["cu.o.weights", "read", 32] == forward + recurrent
-        else:
+        sums = 0
+        if dataflow == "epur-mwl":
             assert count["cu.o.weights", "read", 32] == recurrent
             assert count["cu.o.row", "read", 32] == forward
             assert count["intermediate", "write", 1] == 3 * 4 * (17 + 18 + 9)
+        else:
+            assert count["cu.o.weights", "read", 32] == forward + recurrent
+            sums = 4 if dataflow == "epur-tiled" else 0
         assert count["cu.o.inputs", "read", 32] == forward + recurrent
-        assert count["intermediate", "write", 2] == 3 * (17 + 18 + 9)
+        assert count["intermediate", "write", 2] == 3 * (17 + 18 + 9) * (1 + sums)
         assert count["dram", "write", 64] == 2  # three rows of 32 bytes
         dram = [address for _, component, op, address, _ in log if component == "dram"]
         # Every burst of weights, input and state is read, every one of the output written.
@@ -452,25 +595,35 @@ class TestAccesses:
         assert model.accesses_decode(STACK, 0, EPUR, accelerator) == ([], 0)
 
     @pytest.mark.parametrize(
-        "field",
-        ["weight_buffer", "parameter_bank", "input_buffer", "row_buffer", "intermediate"],
-    )
-    @pytest.mark.parametrize("dataflow", model.DATAFLOWS)
-    def test_what_does_not_fit_is_refused(self, machine, dataflow, field):
+        ("dataflow", "roomy"),
+        [
+            ("epur", {"parameter_bank": 24, "intermediate": 48}),
+            (
+                "epur-mwl",
+                {"weight_buffer": 24, "parameter_bank": 24, "input_buffer": 24, "row_buffer": 16,
+                 "intermediate": 96},
+            ),
+            (
+                "epur-batch",
+                {"weight_buffer": 100, "parameter_bank": 24, "input_buffer": 44, "intermediate": 48},
+            ),
+            (
+                "epur-tiled",
+                {"weight_buffer": 24, "parameter_bank": 24, "input_buffer": 24, "intermediate": 128},
+            ),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_is_refused(self, machine, dataflow, roomy):
+        """I = 3, H = 5, T = 2: at these sizes all runs, a little below nothing does."""
         shape = ((LayerShape("a", 3, 5, True),),)
-        roomy = {
-            "weight_buffer": 100 if dataflow == "epur" else 60, "parameter_bank": 24,
-            "input_buffer": 44 if dataflow == "epur" else 24, "row_buffer": 16,
-            "intermediate": 48 if dataflow == "epur" else 128,
-        }  # fmt: skip
-        exact = replace(machine, **{f"{name}_bytes": size for name, size in roomy.items()})
+        enough = {"weight_buffer": 100, "input_buffer": 44, "row_buffer": 16} | roomy
+        exact = replace(machine, **{f"{name}_bytes": size for name, size in enough.items()})
         model.accesses_sequence(shape, 2, EPUR, exact, dataflow)
-        if (dataflow, field) == ("epur", "row_buffer"):
-            return
-        less = 16 if field == "intermediate" else 1
-        small = replace(exact, **{f"{field}_bytes": roomy[field] - less})
-        with pytest.raises(AcceleratorError, match=f"{field}_bytes"):
-            model.accesses_sequence(shape, 2, EPUR, small, dataflow)
+        for field, size in roomy.items():
+            less = 16 if field == "intermediate" else 1
+            small = replace(exact, **{f"{field}_bytes": size - less})
+            with pytest.raises(AcceleratorError, match=f"{field}_bytes"):
+                model.accesses_sequence(shape, 2, EPUR, small, dataflow)
 
     def test_bad_input_is_refused(self, machine):
         accelerator = Accelerator.load("epur")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import arithmetic
-from epur_emu.dataflow import Schedule, schedule_decode, schedule_sequence
+from epur_emu.dataflow import Schedule, schedule_batch, schedule_decode, schedule_sequence
 from epur_emu.network import LayerShape
 from epur_emu.streams import AccessStream, Component, Phase
 from epur_emu.trace import Accesses, Trace
@@ -48,16 +48,23 @@ def by_hand() -> Trace:
     return Trace(phases, components, 1 << 56, meta, events, complete=False)
 
 
-def of_schedule(make: Callable[..., Schedule], accelerator: str, layers: str) -> Trace:
-    """Three steps of a small network; cells and inputs that are no multiples of the DPU's width."""
+def of_schedule(
+    make: Callable[..., Schedule], accelerator: str, layers: str, steps: int | list[int] = 3
+) -> Trace:
+    """A few steps of a small network; cells and inputs that are no multiples of the DPU's width."""
     first = [LayerShape("0.forward", 20, 18, peepholes=True)]
     if layers == "bidirectional":
         first.append(LayerShape("0.backward", 20, 18, peepholes=True, reverse=True))
     second = LayerShape("1.forward", sum(layer.cells for layer in first), 33)
     schedule = make(
-        (tuple(first), (second,)), 3, arithmetic("epur-fp16"), Accelerator.load(accelerator)
+        (tuple(first), (second,)), steps, arithmetic("epur-fp16"), Accelerator.load(accelerator)
     )
-    meta = {"network": layers, "steps": 3, "arithmetic": "epur-fp16", "accelerator": accelerator}
+    meta = {
+        "network": layers,
+        "steps": steps,
+        "arithmetic": "epur-fp16",
+        "accelerator": accelerator,
+    }
     return Trace(schedule.phases, schedule.components, schedule.cycles, meta)
 
 
@@ -65,6 +72,10 @@ GOLDEN: dict[str, Callable[[], Trace]] = {
     "format-1.0": by_hand,
     "epur-sequence": lambda: of_schedule(schedule_sequence, "epur", "bidirectional"),
     "epur-mwl-sequence": lambda: of_schedule(schedule_sequence, "epur-mwl", "bidirectional"),
+    "epur-batch-sequences": lambda: of_schedule(
+        schedule_batch, "epur-batch", "bidirectional", [2, 4, 3]
+    ),
+    "epur-tiled-sequence": lambda: of_schedule(schedule_sequence, "epur-tiled", "bidirectional"),
     "epur-decode": lambda: of_schedule(schedule_decode, "epur", "unidirectional"),
 }
 

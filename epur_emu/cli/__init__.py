@@ -11,7 +11,17 @@ from typing import Any, NoReturn
 
 import click
 
-from epur_emu.cli import energy, formats, networks, paper, replay, report, study, traces
+from epur_emu.cli import (
+    accelerators,
+    energy,
+    formats,
+    networks,
+    paper,
+    replay,
+    report,
+    study,
+    traces,
+)
 from epur_emu.errors import EpurError
 from epur_emu.version import __version__
 
@@ -20,6 +30,7 @@ INTERRUPTED = 130
 
 COMMANDS = (
     networks.models,
+    accelerators.accelerators,
     networks.run,
     networks.import_,
     networks.evaluate,

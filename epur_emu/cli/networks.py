@@ -12,11 +12,14 @@ from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import arithmetic
 from epur_emu.checkpoints.folder import Model, write_calibration
 from epur_emu.checkpoints.importers import IMPORTERS
+from epur_emu.cli.accelerators import show_phases, show_policies
 from epur_emu.cli.energy import show_report
 from epur_emu.cli.shared import (
     accelerator_option,
     arithmetic_option,
     as_json,
+    dataflow_option,
+    machine_of,
     show,
     si,
     table_option,
@@ -111,6 +114,7 @@ def show_model(model: Model, json_: bool) -> None:
 @click.argument("input", required=False)
 @arithmetic_option
 @accelerator_option
+@dataflow_option
 @table_option
 @click.option(
     "--beam",
@@ -127,40 +131,49 @@ def show_model(model: Model, json_: bool) -> None:
 )
 @click.option(
     "--inputs",
-    "inputs_path",
+    "inputs_paths",
+    multiple=True,
     type=click.Path(dir_okay=False),
-    help="An array (T, I) in a .npy file, for a model without a task.",
+    help="An array (T, I) in a .npy file, for a model without a task; several make a batch.",
 )
-@click.option("--steps", type=click.IntRange(1), help="Time steps of random inputs instead.")
+@click.option(
+    "--steps",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Time steps of random inputs instead; several times: a batch.",
+)
 @click.option("--seed", type=click.IntRange(0), help="Of random inputs.")
 @click.option("--network", help="Which network of a model without a task.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False),
-    help="Write the emulated outputs to this file: .npy, or of a model with a task .npz, pass by pass.",
+    help="Write the emulated outputs to this file: .npy (a batch's one after another), or of a model "
+    "with a task .npz, pass by pass.",
 )
+@click.option("--phases", is_flag=True, help="Show where the cycles went, phase by phase.")
 @as_json
 def run(
-    model: str, input: str | None, arithmetic_: str, accelerator: str, table: str, beam: int,
-    trace_path: str | None, inputs_path: str | None, steps: int | None, seed: int | None,
-    network: str | None, output: str | None, json_: bool,
+    model: str, input: str | None, arithmetic_: str, accelerator: str, dataflow: str | None,
+    table: str, beam: int, trace_path: str | None, inputs_paths: tuple[str, ...],
+    steps: tuple[int, ...], seed: int | None, network: str | None, output: str | None, phases: bool,
+    json_: bool,
 ) -> None:  # fmt: skip
     """Run MODEL on INPUT (or on an example), float32 beside emulated, with cycles and energy.
 
     A model without a task (`epur import`) runs on the array --inputs, or on random numbers.
     """
-    machine = Accelerator.load(accelerator)
+    machine = machine_of(accelerator, dataflow)
     prices = EnergyTable.load(table)
     loaded = comparison.load_model(model)
     if loaded.card["task"] == sequences.TASK:
         if input is not None:
             raise ModelError(model, "INPUT", "is for models with a task", "use --inputs FILE.npy")
         found = sequences.choose(loaded, network)
-        x = sequences.inputs(found, inputs_path, steps, seed)
+        x = sequences.batch(found, inputs_paths, steps, seed)
         ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name)
-        show_sequence(ran, machine, inputs_path, output, trace_path, json_)
+        show_sequence(ran, machine, inputs_paths, output, trace_path, json_, phases)
         return
-    if any(option is not None for option in (inputs_path, steps, seed, network)):
+    if inputs_paths or steps or any(option is not None for option in (seed, network)):
         raise ModelError(
             model, "--inputs, --steps, --seed and --network",
             f"are for models without a task, this one's is {loaded.card['task']}", "leave them out",
@@ -173,7 +186,7 @@ def run(
     if json_:
         result = done.to_dict()
         result["emulated"]["path"] = output
-        show({**result, "trace": trace_path})
+        show({**result, **timing_of(done), "trace": trace_path})
         return
     same = "   (the same)" if done.same else ""
     width = max(len("float32"), len(done.arithmetic))
@@ -186,14 +199,19 @@ def run(
     pace = ""
     if done.real_time_factor is not None:
         pace = f", {done.real_time_factor:,.0f} times faster than real time"
-    show_run(done, machine, trace_path, pace)
+    show_run(done, machine, trace_path, pace, phases)
     if output:
         click.echo(f"\n  outputs of each pass: {output}")
 
 
+def timing_of(done: comparison.Run | sequences.SequenceRun) -> dict[str, object]:
+    """Phases and policies of a run, as its trace tells them."""
+    return {key: done.trace.meta[key] for key in ("dataflow", "policies", "phases")}
+
+
 def show_run(
     done: comparison.Run | sequences.SequenceRun, machine: Accelerator, trace: str | None,
-    pace: str = "",
+    pace: str = "", phases: bool = False,
 ) -> None:  # fmt: skip
     """Print a run's errors by layer, its time, its energy, and where its trace is."""
     click.echo(f"\n  {'layer':<22}{'largest error':>14}{'overflows':>11}{'underflows':>12}")
@@ -204,6 +222,9 @@ def show_run(
     click.echo(
         f"\n  {done.cycles:,} cycles = {si(done.seconds, 's')} at {si(machine.clock_hz, 'Hz')}{pace}"
     )
+    show_policies(done.trace.meta)
+    if phases:
+        show_phases(done.trace.meta)
     click.echo(f"  {done.trace.count():,} accesses of buffers and DRAM")
     show_report(done.report)
     if trace:
@@ -211,8 +232,8 @@ def show_run(
 
 
 def show_sequence(
-    done: sequences.SequenceRun, machine: Accelerator, inputs: str | None, output: str | None,
-    trace: str | None, json_: bool,
+    done: sequences.SequenceRun, machine: Accelerator, inputs: tuple[str, ...], output: str | None,
+    trace: str | None, json_: bool, phases: bool = False,
 ) -> None:  # fmt: skip
     """Print a run without a task; write its outputs and its trace, where asked for."""
     if output:
@@ -221,22 +242,23 @@ def show_sequence(
         done.trace.save(trace)
     if json_:
         result = done.to_dict()
-        result["input"]["path"] = inputs
+        result["input"]["path"] = inputs[0] if len(inputs) == 1 else inputs or None
         result["emulated"]["output"]["path"] = output
-        show({**result, "trace": trace})
+        show({**result, **timing_of(done), "trace": trace})
         return
     click.echo(
         f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n"
     )
     steps, width = done.inputs.shape
     click.echo(
-        f"  input   {inputs or 'random numbers'}: {steps} time steps of {width}\n"
+        f"  input   {', '.join(inputs) or 'random numbers'}: {steps} time steps of {width}"
+        f"{f', {len(done.lengths)} sequences' if len(done.lengths) > 1 else ''}\n"
         f"  output  {done.emulated.shape[1]} for each step, largest error "
         f"{abs(done.emulated - done.float32).max():.2e}{f', in {output}' if output else ''}"
     )
     if done.calibrated == "inputs":
         click.echo("  The range of stored partial sums was calibrated on these inputs themselves.")
-    show_run(done, machine, trace)
+    show_run(done, machine, trace, phases=phases)
 
 
 @click.command("import", epilog="Example: epur import checkpoint.pt -o my-model")
@@ -283,6 +305,7 @@ def import_(
 @click.argument("model")
 @arithmetic_option
 @accelerator_option
+@dataflow_option
 @click.option("--limit", type=click.IntRange(1), help="Take only so many items, the first.")
 @click.option(
     "--beam",
@@ -298,12 +321,12 @@ def import_(
 )
 @as_json
 def evaluate(
-    model: str, arithmetic_: str, accelerator: str, limit: int | None, beam: int | None, jobs: int,
-    json_: bool,
+    model: str, arithmetic_: str, accelerator: str, dataflow: str | None, limit: int | None,
+    beam: int | None, jobs: int, json_: bool,
 ) -> None:  # fmt: skip
     """Score MODEL on its data set (found through EPUR_DATA), float32 beside emulated."""
     scores = comparison.evaluate(
-        comparison.load_model(model), arithmetic(arithmetic_), Accelerator.load(accelerator),
+        comparison.load_model(model), arithmetic(arithmetic_), machine_of(accelerator, dataflow),
         limit, beam, jobs, progress=True,
     )  # fmt: skip
     result = scores.to_dict()

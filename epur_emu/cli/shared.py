@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import click
 
+from epur_emu.accelerator import Accelerator, presets
 from epur_emu.arithmetic import ARITHMETICS
+from epur_emu.dataflow import DATAFLOWS, dataflow_of
 from epur_emu.units import si as si
 
 as_json = click.option(
@@ -28,8 +31,20 @@ accelerator_option = click.option(
     "--accelerator",
     default="epur",
     show_default=True,
-    help="A preset (epur, epur-mwl) or a TOML file.",
+    help=f"A preset ({', '.join(presets())}) or a TOML file; `epur accelerators NAME` prints one.",
 )
+dataflow_option = click.option(
+    "--dataflow", help=f"One of {', '.join(DATAFLOWS)}; by default the accelerator's own."
+)
+
+
+def machine_of(accelerator: str, dataflow: str | None) -> Accelerator:
+    """The accelerator that two options name."""
+    machine = Accelerator.load(accelerator)
+    if dataflow is not None:
+        machine = replace(machine, dataflow=dataflow)
+    dataflow_of(machine)
+    return machine
 
 
 def plain(value: Any) -> Any:

@@ -99,22 +99,10 @@ def schedule(
                 source, address, move = "intermediate", states[number - 1], 0
             where = given[number] if first and given_state else states[number]
             placed = Given(
-                cycle,
-                1,
-                weights[number],
-                source,
-                address,
-                states[number],
-                states[number],
-                h,
-                initial,
-                where,
-            )
-            cycle = run_pass(
-                b, p, placed, load=first or number >= stay,
-                matrix=matrices[number], bank=offsets[number],
-                saved_cell=states[number] + h, advance=move,
+                cycle, 1, weights[number], source, address, states[number], states[number], h,
+                initial, where, first or number >= stay, matrices[number], offsets[number],
             )  # fmt: skip
+            cycle = run_pass(b, p, placed, states[number] + h, move).end
             if number in outputs:
                 row = m.bursts(h) * m.burst
                 at = outputs[number] + (0 if first else row)
@@ -131,4 +119,6 @@ def schedule(
         b.repeat = (steps - 1, period)
         step(b, cycle, first=False)
         cycle += (steps - 1) * period
-    return Schedule(b.phases(), cycle, m.components(), end)
+        for p in layers[stay:]:
+            b.policy(p.name, "weights", "refetch", "the layer is loaded at every step")
+    return b.schedule(cycle, end)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow.operations import UnitFormats, one_format
+from epur_emu.dataflow.timing import CAUSES, PhaseTiming, Policy, total
 from epur_emu.errors import AcceleratorError
 from epur_emu.formats import FixedFormat, FloatFormat, LinearFormat
 from epur_emu.network import GATES, LayerShape
@@ -34,12 +35,18 @@ class Schedule:
     components : tuple of Component
     dram_end : int
         First DRAM address behind this schedule's regions.
+    timing : tuple of PhaseTiming
+        Where the cycles went; one for each (layer, phase), in order.
+    policies : tuple of Policy
+        What was done where something did not fit.
     """
 
     phases: tuple[Phase, ...]
     cycles: int
     components: tuple[Component, ...]
     dram_end: int
+    timing: tuple[PhaseTiming, ...] = ()
+    policies: tuple[Policy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class Sizes:
         A sub-vector of weights.
     be, sb : dict of str to int
         A bias or peephole weight, and a sub-vector of these.
-    pe : dict of str to int
-        A stored partial sum.
+    pe, ae : dict of str to int
+        A stored partial sum, a stored accumulator.
     ce, sc : int
         An element and a sub-vector of c.
     quantised : tuple of str
@@ -69,6 +76,7 @@ class Sizes:
     be: dict[str, int]
     sb: dict[str, int]
     pe: dict[str, int]
+    ae: dict[str, int]
     ce: int
     sc: int
     quantised: tuple[str, ...]
@@ -90,6 +98,7 @@ class Sizes:
             be=be,
             sb={q: width * size for q, size in be.items()},
             pe={q: a.partial.bytes for q, a in own.items()},
+            ae={q: a.accumulator.bytes for q, a in own.items()},
             ce=ce,
             sc=width * ce,
             quantised=tuple(q for q, a in own.items() if isinstance(a.partial, LinearFormat)),
@@ -192,7 +201,7 @@ class Given:
         T.
     dram_weights : int
         DRAM address of the pass's weights.
-    source : {"dram", "intermediate"}
+    source : {"dram", "intermediate", "spilled"}
     source_address, out_address : int
         Row 0 of the input; the pass's own cells in row 0 of the output, in the intermediate memory.
     half_address : int
@@ -202,6 +211,14 @@ class Given:
     initial : {"zero", "dram", "intermediate"}
     state_address : int
         Where a given initial state lies.
+    load : bool
+        Whether the weights are fetched, or resident already.
+    matrix, bank : dict of str to int
+        By gate, where the layer lies in the weight buffer and in the parameter bank.
+    parts : tuple of (int, int)
+        Of a spilled input: row 0 in DRAM and sub-vectors of each pass of the layer before.
+    spill : int, optional
+        Where row 0 of the output goes in DRAM; `half_address` is then the first of two slots.
     """
 
     cycle: int
@@ -214,16 +231,31 @@ class Given:
     pitch: int
     initial: str = "zero"
     state_address: int = 0
+    load: bool = True
+    matrix: dict[str, int] = field(default_factory=lambda: AT_ZERO)
+    bank: dict[str, int] = field(default_factory=lambda: AT_ZERO)
+    parts: tuple[tuple[int, int], ...] = ()
+    spill: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """When a pass has ended, and when all its rows of weights had been fetched."""
+
+    end: int
+    loaded: int
 
 
 @dataclass
 class Builder:
-    """Collects streams and operations by (layer, kind); `repeat` folds equal steps into one loop."""
+    """Collects streams, operations and cycles by (layer, kind); `repeat` folds equal steps into one loop."""
 
     machine: Machine
     repeat: tuple[int, int] = (1, 0)
     _streams: dict[tuple[str, str], list[AccessStream]] = field(default_factory=dict)
     _operations: dict[tuple[str, str], dict[tuple[str, str], int]] = field(default_factory=dict)
+    _timing: list[PhaseTiming] = field(default_factory=list)
+    _policies: dict[tuple[str, str, str], Policy] = field(default_factory=dict)
 
     def access(
         self,
@@ -253,6 +285,23 @@ class Builder:
         for name, count in counts.items():
             key = (name if self.machine.one_format else f"{name}.{fmt}", unit)
             known[key] = known.get(key, 0) + count * self.repeat[0]
+
+    def time(self, layer: str, phase: str, busy: int = 0, **stalls: int) -> None:
+        """Cycles of a phase: those of busy DPUs, the others by their cause."""
+        times = self.repeat[0]
+        own = tuple((c, stalls[c] * times) for c in CAUSES if stalls.get(c))
+        self._timing.append(PhaseTiming(layer, phase, busy * times, own))
+
+    def policy(self, layer: str, what: str, policy: str, detail: str) -> None:
+        """Say what is done where something does not fit; the same again says nothing more."""
+        self._policies[layer, what, policy] = Policy(layer, what, policy, detail)
+
+    def schedule(self, cycles: int, dram_end: int) -> Schedule:
+        """All that was collected."""
+        return Schedule(
+            self.phases(), cycles, self.machine.components(), dram_end, total(self._timing),
+            tuple(self._policies.values()),
+        )  # fmt: skip
 
     def bursts(
         self, phase: tuple[str, str], op: str, address: int, cycle: int, size: int,
@@ -366,4 +415,36 @@ def store(
     phase = (layer, "store")
     b.at_burst_pace(phase, ["intermediate"], "read", m.sy, size // m.sy, address, cycle)
     b.bursts(phase, "write", dram, cycle, size, advance=advance)
-    return cycle + m.channel(m.bursts(size))
+    wait = m.channel(m.bursts(size))
+    b.time(layer, "store", outputs=wait)
+    return cycle + wait
+
+
+#: Turns of a loop over rows: (count, rows of the DRAM, slots of the buffer, cycles) from one to the next.
+Turns = Sequence[tuple[int, int, int, int]]
+
+
+def fetch_rows(
+    b: Builder, shape: LayerShape, subs: int, turns: Turns, dram: int, cycle: int,
+    place: dict[str, int], outer: Sequence[Loop] = (),
+) -> None:  # fmt: skip
+    """Fetch rows of `subs` sub-vectors to the weight buffers, gate by gate.
+
+    Parameters
+    ----------
+    dram, cycle : int
+        Of the first row.
+    place : dict of str to int
+        By gate, the slot of the first row.
+    outer : sequence of Loop
+        Loops that repeat all of it from the same DRAM addresses.
+    """
+    m, own, moved = b.machine, b.machine.of(shape), 0
+    every = sum(m.bursts(subs * sub) for sub in own.sw.values()) * m.burst
+    for q, sub in own.sw.items():
+        at, phase = cycle + moved, (shape.name, "load")
+        loops = [*outer, *((n, rows * every, wait) for n, rows, _, wait in turns)]
+        b.bursts(phase, "read", dram + moved * m.burst, at, subs * sub, loops)
+        loops = [*outer, *((n, slots * subs * sub, wait) for n, _, slots, wait in turns)]
+        b.at_burst_pace(phase, [f"cu.{q}.weights"], "write", sub, subs, place[q], at, loops)
+        moved += m.bursts(subs * sub)

@@ -20,18 +20,19 @@ class Timeline:
     z: int
 
 
-def timeline(a: Accelerator, peepholes: bool) -> Timeline:
-    """When the MU's chain of one neuron reads, writes and ends."""
+def timeline(a: Accelerator, peepholes: bool, link: int | None = None) -> Timeline:
+    """When the MU's chain of one neuron reads, writes and ends; `link` in place of the links' latency."""
+    link = a.link_cycles if link is None else link
     tanh = a.compare_cycles + a.exp_cycles + 1 + a.add_cycles + 1 + a.divide_cycles
     sigmoid = a.compare_cycles + a.exp_cycles + a.add_cycles + a.divide_cycles
     p = a.multiply_cycles + a.add_cycles if peepholes else 0
-    tm = max(a.add_cycles + tanh, p + a.add_cycles + sigmoid + a.link_cycles)
+    tm = max(a.add_cycles + tanh, p + a.add_cycles + sigmoid + link)
     tc = tm + 1 + a.multiply_cycles + a.add_cycles
     biased = a.add_cycles
     if peepholes:
-        biased = max(biased, tc + a.link_cycles + a.multiply_cycles) + a.add_cycles
-    out = max(biased + sigmoid, tc + tanh + a.link_cycles)
-    return Timeline(p, tm, tc, out + a.multiply_cycles + a.link_cycles)
+        biased = max(biased, tc + link + a.multiply_cycles) + a.add_cycles
+    out = max(biased + sigmoid, tc + tanh + link)
+    return Timeline(p, tm, tc, out + a.multiply_cycles + link)
 
 
 @dataclass(frozen=True)
