@@ -64,6 +64,7 @@ extensions = [
         "lstm_int.h",
         "lstm_int_api.h",
     ),
+    kernel("expand", [], "expand.h"),
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
     kernel(
         "stack",
