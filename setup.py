@@ -65,6 +65,7 @@ extensions = [
         "lstm_int_api.h",
     ),
     kernel("expand", [], "expand.h"),
+    kernel("probe", [], "probe.h"),
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
     kernel(
         "stack",

@@ -9,7 +9,7 @@ _Runs = tuple[
     _Longs, _Longs, _Longs, _Longs | None, _Longs | None, _Longs | None, npt.NDArray[np.uint8]
 ]
 
-class Crowded(Exception): ...
+class CrowdedError(Exception): ...
 
 class Expansion:
     def __init__(

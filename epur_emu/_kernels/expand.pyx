@@ -60,7 +60,7 @@ cdef extern from "expand.h" nogil:
     void expansion_free(epur_expansion *)
 
 
-class Crowded(Exception):
+class CrowdedError(Exception):
     """More runs of one component overlap than an expansion follows."""
 
 
@@ -151,7 +151,7 @@ cdef class Expansion:
                 for before, new in zip(old, runs)
             )
             if len(runs[0]) > 1 << 21:
-                raise Crowded
+                raise CrowdedError
         self.held[k] = runs
         for j in range(6):
             found[j] = NULL
@@ -194,7 +194,7 @@ cdef class Expansion:
         if code == EXPAND_NO_MEMORY:
             raise MemoryError
         if code == EXPAND_CROWDED:
-            raise Crowded
+            raise CrowdedError
         return 0
 
 

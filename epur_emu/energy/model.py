@@ -56,9 +56,11 @@ def energy(trace: Trace, table: EnergyTable) -> Report:
         phases.append(
             PhaseCost(phase.layer, phase.kind, phase.first_cycle, phase.cycles, fsum(parts))
         )
-    if len(events := trace.events):
-        parts = [place.events(events, index) for index, place in enumerate(places)]
-        first, last = int(events.cycle.min()), int(events.cycle.max())
+    parts, first, last = [], LIMIT, -1
+    for events in trace.single():
+        parts += [place.events(events, index) for index, place in enumerate(places)]
+        first, last = min(first, int(events.cycle[0])), int(events.cycle[-1])
+    if parts:
         phases.append(PhaseCost("", "events", first, last + 1 - first, fsum(parts)))
 
     seconds = accelerator.seconds(trace.cycles)

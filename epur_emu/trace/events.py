@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
-from epur_emu._kernels.expand import encode
 from epur_emu.errors import TraceError
 from epur_emu.streams import LIMIT, OPS
 from epur_emu.trace.accesses import Accesses, Runs
@@ -39,12 +38,12 @@ Lane = tuple[int, Callable[[], Runs | None]]
 
 
 class Summary:
-    """Of one component: (accesses, bytes) by op, and how far addresses and cycles reach."""
+    """Of one component: (accesses, bytes) by op, and which addresses and cycles they reach."""
 
     def __init__(self) -> None:
         self.sums = [(0, 0)] * len(OPS)
         self.end = 0
-        self.last = -1
+        self.first, self.last = LIMIT, -1
 
     def add(self, runs: Runs) -> None:
         """Take in runs that are in range."""
@@ -55,6 +54,7 @@ class Summary:
             times = np.ones(len(sizes), np.int64) if count is None else count[own]
             before = self.sums[code]
             self.sums[code] = before[0] + int(times.sum()), before[1] + int((times * sizes).sum())
+        self.first = min(self.first, int(cycle.min()))
         reach, turns = address + size, (1 if count is None else count) - 1
         self.end = max(self.end, int((reach if by is None else reach + turns * by.clip(0)).max()))
         self.last = max(self.last, int((cycle if wait is None else cycle + turns * wait).max()))
@@ -215,11 +215,3 @@ def in_memory(events: Events) -> Accesses:
             "trace", "events", f"are {found}, too many for memory at once", "take them by expand()"
         )
     return Accesses.join(in_order(events))
-
-
-def runs_of(accesses: Accesses) -> Runs:
-    """Accesses of one component, in order, as runs."""
-    return encode(
-        *(np.ascontiguousarray(v) for v in (accesses.cycle, accesses.address, accesses.bytes)),
-        np.ascontiguousarray(accesses.op),
-    )

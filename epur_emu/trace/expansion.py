@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from epur_emu._kernels.expand import Crowded, Expansion
+from epur_emu._kernels.expand import CrowdedError, Expansion
 from epur_emu.errors import TraceError
 from epur_emu.streams import LIMIT, MAX_LOOPS, OPS, AccessStream
 from epur_emu.trace.accesses import COLUMNS, Accesses, Runs
@@ -69,7 +69,7 @@ def expand(
         columns = _columns(_free(blocks, chunk), chunk)
         try:
             size = expansion.fill(*columns.values())
-        except Crowded:
+        except CrowdedError:
             raise TraceError(
                 "trace", "events", "overlap too much to be followed", "make the trace anew"
             ) from None

@@ -226,8 +226,8 @@ class Writer:
         self._file.attrs["complete"] = np.uint8(content.complete)
         self._file.attrs["cycles"] = np.int64(content.cycles)
         _put(self._file, "meta", np.frombuffer(meta_bytes(content.meta), np.uint8))
-        for name, rows in _tables(content).items():
-            _put(self._file, name, rows)
+        for name, table in _tables(content).items():
+            _put(self._file, name, table)
         self._file.close()
         self._check()
         try:
@@ -498,8 +498,8 @@ def _phases(
         if kept != loops:
             raise TraceError(path, f"streams, row {index}", "is not in canonical form", _REMEDY)
         streams[phase].append(stream)
-    for phase, name, unit, count in tables["ops"].tolist():
-        operations[phase].append((names[name], UNITS[unit], count))
+    for phase, name, unit, times in tables["ops"].tolist():
+        operations[phase].append((names[name], UNITS[unit], times))
     phases = []
     for index, (layer, kind, first, cycles) in enumerate(rows):
         made: Phase = _made(

@@ -79,6 +79,10 @@ class Trace:
         """
         return in_memory(self._held())
 
+    def single(self, chunk: int = 1 << 18) -> Iterator[Accesses]:
+        """Accesses that are in no stream, as `expand` gives them."""
+        return in_order(self._held(), chunk)
+
     def _held(self) -> Events:
         """The events, those added last included."""
         if self._added:
@@ -215,8 +219,8 @@ class Trace:
         """Number of operations by (name, unit)."""
         sums: dict[tuple[str, str], int] = {}
         for phase in self.phases:
-            for name, unit, count in phase.operations:
-                sums[name, unit] = sums.get((name, unit), 0) + count
+            for name, unit, times in phase.operations:
+                sums[name, unit] = sums.get((name, unit), 0) + times
         return sums
 
     def info(self) -> dict[str, Any]:
@@ -270,7 +274,7 @@ class Trace:
 
     def expand(
         self,
-        chunk: int = 1 << 20,
+        chunk: int = 1 << 18,
         components: Sequence[str] | None = None,
         start: int = 0,
         stop: int | None = None,
@@ -341,6 +345,30 @@ class Trace:
             Accesses.join(trace.events for trace in traces),
             all(trace.complete for trace in traces),
         )
+
+
+class EventWriter(hdf5.Writer):
+    """A trace of events that is written as they come, in bounded memory; see `hdf5.Writer`."""
+
+    def _content(
+        self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any], complete: bool
+    ) -> Content:
+        trace = Trace(phases, self.components, cycles, meta, complete=complete)
+        totals = trace.totals()
+        for index, summary in self.summaries.items():
+            for op, sums in zip(OPS, summary.sums, strict=True):
+                if sums[0]:
+                    totals[-1, self.components[index].name, op] = sums
+        return trace._content()._replace(totals=totals)
+
+    def finish_events(self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any]) -> None:
+        """Complete the file with what belongs to the events."""
+        self.finish(self._content(phases, cycles, meta, complete=True))
+
+    def partial(self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any]) -> None:
+        """Keep what there is as ``<path>.partial``, marked incomplete."""
+        self.path = self.path.with_name(f"{self.path.name}.partial")
+        self.finish(self._content(phases, cycles, meta, complete=False))
 
 
 @contextmanager
