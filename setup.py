@@ -66,6 +66,7 @@ extensions = [
     ),
     kernel("expand", [], "expand.h"),
     kernel("probe", [], "probe.h"),
+    kernel("lines", []),
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
     kernel(
         "stack",
@@ -88,6 +89,7 @@ extras = {
     "image": ["pillow>=9.5"],
     "silero": ["silero-vad>=5"],
     "plot": ["matplotlib>=3.7"],
+    "parquet": ["pyarrow>=14"],
     "train": ["torch>=2.1", "tokenizers>=0.15", "pillow>=9.5", *evaluate],
     "bench": ["torch>=2.1", "onnx>=1.15", "onnxruntime>=1.17", "ml_dtypes>=0.5", "gfloat>=0.5"],
     "frameworks": ["torch>=2.1", "onnx>=1.15", "onnxscript", "onnxruntime>=1.17", "keras>=3"],

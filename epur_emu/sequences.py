@@ -50,6 +50,8 @@ class SequenceRun:
         Where the range of stored partial sums is from, None where it is not needed.
     report : Report
     trace : Trace
+    probed : bool
+        Whether the trace is of single events, in its file already.
     """
 
     model: str
@@ -65,6 +67,7 @@ class SequenceRun:
     calibrated: str | None
     report: Report
     trace: Trace
+    probed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """What ``epur run --json`` prints."""
@@ -172,6 +175,7 @@ def run(
     accelerator: Accelerator,
     table: EnergyTable,
     name: str | None = None,
+    events: str | os.PathLike[str] | None = None,
 ) -> SequenceRun:
     """Run a sequence through one of a model's networks in float32 and on an accelerator.
 
@@ -184,6 +188,8 @@ def run(
     table : EnergyTable
     name : str, optional
         The network's, where the model has several.
+    events : path-like, optional
+        As for `emulate`.
 
     Raises
     ------
@@ -206,7 +212,7 @@ def run(
         if any(key not in alpha for p in network.passes for key in (p.name, f"{p.name}.input")):
             alpha, calibrated = calibrate(network, [x]), "inputs"
     theirs = emulate(network, x, ARITHMETICS["float32"], accelerator, alpha)
-    ours = emulate(network, x, arithmetic, accelerator, alpha)
+    ours = emulate(network, x, arithmetic, accelerator, alpha, events=events)
     layers = []
     stats = {found.name: found for found in ours.stats}
     for passes, a, b in zip(network.layers, ours.layers, theirs.layers, strict=True):
@@ -221,6 +227,7 @@ def run(
     return SequenceRun(
         model.name, network.name, arithmetic.name, accelerator.name, x, wanted, found, tuple(layers),
         ours.cycles, accelerator.seconds(ours.cycles), calibrated, energy(ours.trace, table), ours.trace,
+        events is not None,
     )  # fmt: skip
 
 

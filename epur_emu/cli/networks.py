@@ -77,6 +77,10 @@ def models(json_: bool) -> None:
     help="Write the trace to this HDF5 file.",
 )
 @click.option(
+    "--trace-mode", default="streams", show_default=True, type=click.Choice(["streams", "events"]),
+    help="events: each access is performed and logged by itself; for models without a task.",
+)  # fmt: skip
+@click.option(
     "--inputs",
     "inputs_path",
     type=click.Path(dir_okay=False),
@@ -93,8 +97,8 @@ def models(json_: bool) -> None:
 @as_json
 def run(
     model: str, input: str | None, arithmetic_: str, accelerator: str, table: str, beam: int,
-    trace_path: str | None, inputs_path: str | None, steps: int | None, seed: int | None,
-    network: str | None, output: str | None, json_: bool,
+    trace_path: str | None, trace_mode: str, inputs_path: str | None, steps: int | None,
+    seed: int | None, network: str | None, output: str | None, json_: bool,
 ) -> None:  # fmt: skip
     """Run MODEL on INPUT (or on an example), float32 beside emulated, with cycles and energy.
 
@@ -103,14 +107,22 @@ def run(
     machine = Accelerator.load(accelerator)
     prices = EnergyTable.load(table)
     loaded = comparison.load_model(model)
+    probed = trace_path if trace_mode == "events" else None
+    if trace_mode == "events" and trace_path is None:
+        raise ModelError(model, "--trace-mode events", "has no file", "add --trace FILE.h5")
     if loaded.card["task"] == sequences.TASK:
         if input is not None:
             raise ModelError(model, "INPUT", "is for models with a task", "use --inputs FILE.npy")
         found = sequences.choose(loaded, network)
         x = sequences.inputs(found, inputs_path, steps, seed)
-        ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name)
+        ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name, probed)
         show_sequence(ran, machine, inputs_path, output, trace_path, json_)
         return
+    if probed:
+        raise ModelError(
+            model, "--trace-mode events", f"is for models without a task, this one's is {loaded.card['task']}",
+            "leave it out: streams hold the same accesses",
+        )  # fmt: skip
     if any(option is not None for option in (inputs_path, steps, seed, network, output)):
         raise ModelError(
             model, "--inputs, --steps, --seed, --network and --output",
@@ -162,7 +174,7 @@ def show_sequence(
     """Print a run without a task; write its outputs and its trace, where asked for."""
     if output:
         sequences.write_outputs(output, done.emulated)
-    if trace:
+    if trace and not done.probed:
         done.trace.save(trace)
     if json_:
         result = done.to_dict()
