@@ -1,7 +1,8 @@
 """Probe mode: the network's accesses performed one by one on models of the memories, each logged as it happens.
 
-The walk follows the hardware's order by loops of its own (``_kernels/probe.h``); of a schedule it takes places and
-the cycles in which passes begin. What its reads deliver is compared with the operands of the arithmetic.
+The walk follows the hardware's order by loops of its own (``_kernels/probe.h``); of a schedule it takes
+places and the cycles in which passes begin. What its reads deliver is compared with the operands of the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tqdm import tqdm
 from epur_emu._kernels.probe import Log, Walk
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
-from epur_emu.dataflow import DATAFLOWS, Schedule, epur, mu, mwl, regions, schedule_sequence
+from epur_emu.dataflow import DATAFLOWS, Schedule, epur, mu, mwl, regions
 from epur_emu.dataflow.layout import Builder, Given, Machine
 from epur_emu.dataflow.regions import row_bursts
 from epur_emu.errors import AcceleratorError, TraceError
 from epur_emu.network import GATES, LayerShape, Network
-from epur_emu.streams import Component, Phase
+from epur_emu.streams import Phase
 from epur_emu.trace import EventWriter, Trace
 from epur_emu.trace.accesses import Runs
 
@@ -327,7 +328,8 @@ def _walk_all(
     for passes, outputs in zip(probe.network.layers, layers, strict=True):
         width = m.pitch([p.shape for p in passes]) // m.ye
         out = np.zeros(steps * width + probe.accelerator.width, np.float32)
-        for p, values in zip(passes, np.split(outputs, np.cumsum([p.cells for p in passes])[:-1], 1), strict=True):
+        ends = np.cumsum([p.cells for p in passes])[:-1]
+        for p, values in zip(passes, np.split(outputs, ends, 1), strict=True):
             shape, given, direction = next(places)
             h, _ = next(states, (np.zeros(shape.cells, np.float32), None))
             recorder.reached(given.cycle)
@@ -345,11 +347,7 @@ def _walk_all(
         source = out
     size = steps * m.pitch(probe.network.shape[-1])
     outputs_at = schedule.dram_end - m.bursts(size) * m.burst
-    store = Walk(
-        probe.log, probe.numbers(shape, given), source, source,
-        *(np.zeros((4, 1), dtype) for dtype in (np.float32, np.float32, np.uint32, np.uint32)),
-        np.zeros(1, np.uint8), np.zeros((1, 1), np.float32),
-    )  # fmt: skip
+    store = probe.walk(probe.numbers(shape, given), source, source, np.zeros((1, 1), np.float32))
     store.store(cycle, len(probe.network.layers) % 2 * m.half, size, outputs_at)
     bar.update(probe.log.accesses - bar.n)
     rows = source[: size // m.ye].reshape(steps, -1)

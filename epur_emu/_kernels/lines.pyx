@@ -61,7 +61,6 @@ def lines(columns, kinds, words, const unsigned char[::1] before, bint grouped=F
     cdef Py_ssize_t i, n = len(columns[0]), width = 2, size
     cdef char *to
     cdef char *start
-    cdef const char *word
     tables = [[bytes(w) for w in table] for table in words]
     if not n:
         return b""

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The boundary of the probe: a pass is walked in hardware order, and each access is logged as it is performed.
 
-Cython, because the loops run over single accesses. Callers pass sizes and places of a schedule, and arrays of the shapes
-that ``probe.h`` states.
+Cython, because the loops run over single accesses. Callers pass sizes and places of a schedule, and arrays of the
+shapes that ``probe.h`` states.
 """
 
 from libc.stddef cimport ptrdiff_t
@@ -112,8 +112,9 @@ cdef class Walk:
     cdef epur_probe p
     cdef list kept
 
-    def __init__(self, Log log, numbers, float[::1] source, float[::1] out, float[:, ::1] buffers, float[:, ::1] latches,
-                 uint32_t[:, ::1] held, uint32_t[:, ::1] rows, uint8_t[::1] stored, const float[:, ::1] values):
+    def __init__(self, Log log, numbers, float[::1] source, float[::1] out, float[:, ::1] buffers,
+                 float[:, ::1] latches, uint32_t[:, ::1] held, uint32_t[:, ::1] rows, uint8_t[::1] stored,
+                 const float[:, ::1] values):
         cdef int q
         memset(&self.p, 0, sizeof(self.p))
         self.kept = [log, source, out, buffers, latches, held, rows, stored, values]
@@ -134,7 +135,8 @@ cdef class Walk:
         self.p.pace = n["pace"]
         for q in range(4):
             self.p.sw[q], self.p.sb[q], self.p.be[q], self.p.pe[q] = n["sw"][q], n["sb"][q], n["be"][q], n["pe"][q]
-            self.p.weights[q], self.p.inputs_of[q], self.p.row_of[q] = n["weights"][q], n["inputs_of"][q], n["row_of"][q]
+            self.p.weights[q], self.p.inputs_of[q] = n["weights"][q], n["inputs_of"][q]
+            self.p.row_of[q] = n["row_of"][q]
             self.p.matrix[q], self.p.bank[q] = n["matrix"][q], n["bank"][q]
             self.p.buffer[q], self.p.latch[q] = &buffers[q, 0], &latches[q, 0]
             self.p.held[q], self.p.row[q] = &held[q, 0], &rows[q, 0]

@@ -91,7 +91,7 @@ def expand(
     if output:
         export(opened, output, "csv", components or None, op, start, stop, progress=True)
         return
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
     parts = window(opened, components or None, op, start, stop)
     try:
         writer = Csv(out, opened.components, {})

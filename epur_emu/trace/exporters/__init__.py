@@ -1,11 +1,13 @@
-"""Traces to and from other tools' formats. A new format is one module and one line in `EXPORTERS` or `IMPORTERS`."""
+"""Traces to and from other tools' formats.
+
+A new format is one module and one line in `EXPORTERS` or `IMPORTERS`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm

@@ -77,7 +77,7 @@ class LibCacheSim:
         if not len(told):
             return
         self.file.flush()
-        held = np.memmap(self.file, ROW, "r+", 0, (self._rows,))  # type: ignore[call-overload]
+        held = np.memmap(self.file, ROW, "r+", 0, (self._rows,))
         held["next"][told] = numbers
         held.flush()
         del held
