@@ -64,6 +64,9 @@ extensions = [
         "lstm_int.h",
         "lstm_int_api.h",
     ),
+    kernel("expand", [], "expand.h"),
+    kernel("probe", [], "probe.h"),
+    kernel("lines", []),
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
     kernel(
         "stack",
@@ -87,6 +90,7 @@ extras = {
     "silero": ["silero-vad>=5"],
     "plot": ["matplotlib>=3.7"],
     "distributed": ["distributed>=2024.1", *evaluate],
+    "parquet": ["pyarrow>=14"],
     "train": ["torch>=2.1", "tokenizers>=0.15", "pillow>=9.5", *evaluate],
     "bench": ["torch>=2.1", "onnx>=1.15", "onnxruntime>=1.17", "ml_dtypes>=0.5", "gfloat>=0.5"],
     "frameworks": ["torch>=2.1", "onnx>=1.15", "onnxscript", "onnxruntime>=1.17", "keras>=3"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP32, FloatFormat, Format, LinearFormat
 from epur_emu.network import GATES, LstmLayer, Network
 from epur_emu.passes import COUNTED, EVENTS, LANES, PackedPass, level_number
+from epur_emu.probe import probe_sequence
 from epur_emu.rounding import calibration, round_to
 from epur_emu.trace import Trace
 from epur_emu.version import __version__
@@ -518,6 +520,7 @@ def emulate(
     initial: Sequence[tuple[F32, F32]] | None = None,
     level: str | None = None,
     check_finite: bool = True,
+    events: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Run a sequence whose inputs are all known through a network on an accelerator.
 
@@ -530,6 +533,9 @@ def emulate(
         The preset ``epur`` by default; its dataflow decides where sums are rounded.
     alpha, initial, level, check_finite
         As for `Engine` and `Engine.sequence`.
+    events : path-like, optional
+        Probe mode: every access is performed on models of the memories, and logged to this file as
+        a single event; the trace of the result is that of the file.
 
     Returns
     -------
@@ -547,6 +553,10 @@ def emulate(
     steps = len(layers[-1])
     schedule = schedule_sequence(network.shape, steps, arithmetic, accelerator, initial is not None)
     trace = trace_of([schedule], [network], [steps], arithmetic, accelerator)
+    if events is not None:
+        trace = probe_sequence(
+            events, network, inputs, layers, initial, arithmetic, accelerator, trace.meta
+        )
     return Result(
         layers[-1], tuple(layers), trace, schedule.cycles, tuple(engine.stats.values()),
         schedule.timing, schedule.policies,

@@ -55,6 +55,8 @@ class SequenceRun:
         Where the range of stored partial sums is from, None where it is not needed.
     report : Report
     trace : Trace
+    probed : bool
+        Whether the trace is of single events, in its file already.
     """
 
     model: str
@@ -71,6 +73,7 @@ class SequenceRun:
     calibrated: str | None
     report: Report
     trace: Trace
+    probed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """What ``epur run --json`` prints."""
@@ -196,6 +199,7 @@ def run(
     accelerator: Accelerator,
     table: EnergyTable,
     name: str | None = None,
+    events: str | os.PathLike[str] | None = None,
 ) -> SequenceRun:
     """Run a sequence through one of a model's networks in float32 and on an accelerator.
 
@@ -209,6 +213,8 @@ def run(
     table : EnergyTable
     name : str, optional
         The network's, where the model has several.
+    events : path-like, optional
+        As for `emulate`.
 
     Raises
     ------
@@ -231,10 +237,13 @@ def run(
         calibrated = "card"
         if any(key not in alpha for p in network.passes for key in (p.name, f"{p.name}.input")):
             alpha, calibrated = calibrate(network, parts), "inputs"
-    theirs, ours = (
-        _emulate(network, parts, each, accelerator, alpha)
-        for each in (ARITHMETICS["float32"], arithmetic)
-    )
+    if events is not None and len(parts) > 1:
+        raise NetworkError(
+            "inputs", "sequences", f"are {len(parts)}, and single events are of one",
+            "give one, or keep the trace in streams",
+        )  # fmt: skip
+    theirs = _emulate(network, parts, ARITHMETICS["float32"], accelerator, alpha)
+    ours = _emulate(network, parts, arithmetic, accelerator, alpha, events)
     layers = []
     stats = {found.name: found for found in ours.stats}
     for passes, a, b in zip(network.layers, ours.layers, theirs.layers, strict=True):
@@ -250,16 +259,17 @@ def run(
         model.name, network.name, arithmetic.name, accelerator.name, np.concatenate(parts),
         tuple(map(len, parts)), wanted, found, tuple(layers), ours.cycles,
         accelerator.seconds(ours.cycles), calibrated, energy(ours.trace, table), ours.trace,
+        events is not None,
     )  # fmt: skip
 
 
 def _emulate(
     network: Network, parts: list[F32], arithmetic: Arithmetic, accelerator: Accelerator,
-    alpha: dict[str, float],
+    alpha: dict[str, float], events: str | os.PathLike[str] | None = None,
 ) -> Result:  # fmt: skip
     """Run one sequence, or several as a batch whose outputs stand one after another."""
     if len(parts) == 1:
-        return emulate(network, parts[0], arithmetic, accelerator, alpha)
+        return emulate(network, parts[0], arithmetic, accelerator, alpha, events=events)
     done = emulate_batch(network, parts, arithmetic, accelerator, alpha)
     layers = tuple(np.concatenate(same) for same in zip(*done.layers, strict=True))
     return Result(

@@ -20,6 +20,7 @@ FLOORS = (
     {"rounding", "network", "arithmetic", "accelerator"},
     {"activations", "baseline", "integers"},
     {"checkpoints", "dataflow", "passes", "trace"},
+    {"probe"},
     {"emulator", "energy", "oracle", "oracle_accesses"},
     {"replay", "tasks", "zoo"},
     {"comparison", "format_table"},

@@ -130,6 +130,10 @@ def show_model(model: Model, json_: bool) -> None:
     help="Write the trace to this HDF5 file.",
 )
 @click.option(
+    "--trace-mode", default="streams", show_default=True, type=click.Choice(["streams", "events"]),
+    help="events: each access is performed and logged by itself; for models without a task.",
+)  # fmt: skip
+@click.option(
     "--inputs",
     "inputs_paths",
     multiple=True,
@@ -154,7 +158,7 @@ def show_model(model: Model, json_: bool) -> None:
 @as_json
 def run(
     model: str, input: str | None, arithmetic_: str, accelerator: str, dataflow: str | None,
-    table: str, beam: int, trace_path: str | None, inputs_paths: tuple[str, ...],
+    table: str, beam: int, trace_path: str | None, trace_mode: str, inputs_paths: tuple[str, ...],
     steps: tuple[int, ...], seed: int | None, network: str | None, output: str | None, phases: bool,
     json_: bool,
 ) -> None:  # fmt: skip
@@ -165,14 +169,22 @@ def run(
     machine = machine_of(accelerator, dataflow)
     prices = EnergyTable.load(table)
     loaded = comparison.load_model(model)
+    probed = trace_path if trace_mode == "events" else None
+    if trace_mode == "events" and trace_path is None:
+        raise ModelError(model, "--trace-mode events", "has no file", "add --trace FILE.h5")
     if loaded.card["task"] == sequences.TASK:
         if input is not None:
             raise ModelError(model, "INPUT", "is for models with a task", "use --inputs FILE.npy")
         found = sequences.choose(loaded, network)
         x = sequences.batch(found, inputs_paths, steps, seed)
-        ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name)
+        ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name, probed)
         show_sequence(ran, machine, inputs_paths, output, trace_path, json_, phases)
         return
+    if probed:
+        raise ModelError(
+            model, "--trace-mode events", f"is for models without a task, this one's is {loaded.card['task']}",
+            "leave it out: streams hold the same accesses",
+        )  # fmt: skip
     if inputs_paths or steps or any(option is not None for option in (seed, network)):
         raise ModelError(
             model, "--inputs, --steps, --seed and --network",
@@ -238,7 +250,7 @@ def show_sequence(
     """Print a run without a task; write its outputs and its trace, where asked for."""
     if output:
         sequences.write_outputs(output, done.emulated)
-    if trace:
+    if trace and not done.probed:
         done.trace.save(trace)
     if json_:
         result = done.to_dict()

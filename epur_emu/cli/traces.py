@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import click
 
 from epur_emu.cli.shared import as_json, show, si
+from epur_emu.streams import OPS
 from epur_emu.trace import Trace
+from epur_emu.trace.exporters import EXPORTERS, IMPORTERS, export, import_accesses, window
+from epur_emu.trace.exporters.csv import Csv
 
 
 @click.group(epilog="Example: epur trace info run.h5")
 def trace() -> None:
-    """Look at a trace, or check it."""
+    """Look at a trace, check it, or exchange it with other tools."""
 
 
 @trace.command(epilog="Example: epur trace info run.h5 --json")
@@ -48,4 +55,89 @@ def validate(path: str, json_: bool) -> None:
         return
     click.echo(
         f"{path}: valid, {accesses:,} accesses{'' if opened.complete else ', but interrupted'}"
+    )
+
+
+component_option = click.option(
+    "--component", "components", multiple=True, metavar="NAME",
+    help="Only accesses of this memory; may be given several times.",
+)  # fmt: skip
+op_option = click.option("--op", type=click.Choice(OPS), help="Only reads, or only writes.")
+start_option = click.option(
+    "--start", default=0, type=click.IntRange(0), help="Only from this cycle on."
+)
+stop_option = click.option("--stop", type=click.IntRange(0), help="Only before this cycle.")
+output_option = click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file to write."
+)
+
+
+@trace.command(epilog="Example: epur trace expand run.h5 --component dram --start 1000 --stop 2000")
+@click.argument("path")
+@component_option
+@op_option
+@start_option
+@stop_option
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file.")
+def expand(
+    path: str, components: tuple[str, ...], op: str | None, start: int, stop: int | None,
+    output: str | None,
+) -> None:  # fmt: skip
+    """Print single accesses in order of time, as CSV."""
+    opened = Trace.open(path)
+    if output:
+        export(opened, output, "csv", components or None, op, start, stop, progress=True)
+        return
+    out = sys.stdout.buffer
+    parts = window(opened, components or None, op, start, stop)
+    try:
+        writer = Csv(out, opened.components, {})
+        for part in parts:
+            writer.feed(part)
+        out.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@trace.command("export", epilog="Example: epur trace export run.h5 -o run.csv --format csv")
+@click.argument("path")
+@output_option
+@click.option(
+    "--format", "form", required=True, type=click.Choice(list(EXPORTERS)), help="What to write."
+)
+@component_option
+@op_option
+@start_option
+@stop_option
+@as_json
+def export_(
+    path: str, output: str, form: str, components: tuple[str, ...], op: str | None, start: int,
+    stop: int | None, json_: bool,
+) -> None:  # fmt: skip
+    """Write a trace's single accesses for another tool."""
+    opened = Trace.open(path)
+    done = export(opened, output, form, components or None, op, start, stop, progress=True)
+    size = Path(output).stat().st_size
+    if json_:
+        show({"path": output, "format": form, "accesses": done, "bytes": size})
+        return
+    click.echo(f"{output}: {done:,} accesses as {form}, {si(size, 'B')}")
+
+
+@trace.command("import", epilog="Example: epur trace import accesses.csv -o accesses.h5")
+@click.argument("path", type=click.Path(dir_okay=False))
+@output_option
+@click.option(
+    "--from", "form", type=click.Choice(list(IMPORTERS)), help="By default the suffix tells."
+)
+@as_json
+def import_(path: str, output: str, form: str | None, json_: bool) -> None:
+    """Make a trace of another tool's accesses (cycle, component, op, address, bytes)."""
+    made = import_accesses(path, output, form or Path(path).suffix.lstrip("."), progress=True)
+    if json_:
+        show({"path": output, **made.info()})
+        return
+    click.echo(
+        f"{output}: {made.count():,} accesses of {len(made.components)} components, "
+        f"{si(Path(output).stat().st_size, 'B')}"
     )

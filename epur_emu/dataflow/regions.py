@@ -126,7 +126,7 @@ class Dataflow:
             shape: Shape, lengths: Sequence[int], m: Machine, given: bool, cycle: int, dram: int
         ) -> Schedule:
             (steps,) = lengths
-            return _sequence(order, shape, steps, m, given, cycle, dram)
+            return sequence(order, shape, steps, m, given, cycle, dram)
 
         return cls(rounds, run)
 
@@ -199,7 +199,7 @@ def check_output(m: Machine, layer: Sequence[LayerShape], steps: int) -> None:
     )  # fmt: skip
 
 
-def _sequence(
+def sequence(
     order: Order, shape: Shape, steps: int, m: Machine, given_state: bool, cycle: int, dram: int
 ) -> Schedule:
     """A sequence of `steps` time steps through all layers, from DRAM to DRAM."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum
 
@@ -51,12 +51,6 @@ def energy(trace: Trace, table: EnergyTable) -> Report:
     return Priced(trace, table).report()
 
 
-def single(trace: Trace) -> Iterator[Accesses]:
-    """Accesses that are in no stream, in order of their cycles, in pieces."""
-    if len(trace.events):
-        yield trace.events
-
-
 class Priced:
     """A trace with the cost of each of its parts.
 
@@ -91,7 +85,7 @@ class Priced:
         #: By component, energy (pJ) of accesses in no stream; their first and last cycle.
         self.events = {place.name: 0.0 for place in self.places}
         self.event_cycles: tuple[int, int] | None = None
-        for events in single(trace):
+        for events in trace.single():
             for index, place in enumerate(self.places):
                 self.events[place.name] += place.events(events, index)
             first, _ = self.event_cycles or (int(events.cycle[0]), 0)

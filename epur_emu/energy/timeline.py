@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from epur_emu.energy.model import PJ_PER_MW_SECOND, Priced, single
+from epur_emu.energy.model import PJ_PER_MW_SECOND, Priced
 from epur_emu.energy.report import group
 from epur_emu.energy.table import EnergyTable
 from epur_emu.errors import TraceError
@@ -72,7 +72,7 @@ def timeline(trace: Trace, table: EnergyTable, parts: int = 400) -> Timeline:
         for unit, pj in units.items():
             energy[unit] += _feeding(phase, spread, unit, widths) * pj
     counts = {place.name: np.zeros(widths.size) for place in priced.places}
-    for events in single(trace):
+    for events in trace.single():
         cycles = np.minimum(events.cycle, trace.cycles - 1)
         for index, name in enumerate(counts):
             counts[name] += np.histogram(cycles[events.component == index], bounds)[0]

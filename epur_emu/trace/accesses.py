@@ -21,6 +21,18 @@ COLUMNS: dict[str, np.dtype[Any]] = {
     "bytes": np.dtype(np.int64),
 }
 
+#: Runs of one component, which stand for ``count`` accesses each: cycle, address, bytes, count, address
+#: stride, cycle stride and op. None stands for counts of 1 and strides of 0.
+Runs = tuple[
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64] | None,
+    npt.NDArray[np.int64] | None,
+    npt.NDArray[np.int64] | None,
+    npt.NDArray[np.uint8],
+]
+
 
 @dataclass(frozen=True, eq=False)
 class Accesses:

@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from epur_emu._kernels.expand import encode
 from epur_emu.errors import TraceError
 from epur_emu.streams import (
     KINDS,
@@ -30,16 +31,26 @@ from epur_emu.streams import (
     Component,
     Phase,
 )
-from epur_emu.trace.accesses import Accesses
+from epur_emu.trace.accesses import Runs
+from epur_emu.trace.events import (
+    BLOCK,
+    RUN,
+    SINGLE,
+    Events,
+    InFile,
+    InMemory,
+    Summary,
+    count,
+    in_memory,
+)
 
-#: Format version that is written; any minor version of this major one is read.
-VERSION = (1, 0)
+#: Versions that are written: the first where there are no events. Any minor version of these is read.
+WITHOUT_EVENTS = (1, 0)
+WITH_EVENTS = (2, 0)
+MAJORS = (1, 2)
 
 #: Bytes of the HDF5 user block, which holds the seal.
 SEAL_BYTES = 512
-
-#: Rows of an HDF5 chunk; within one, an event's cycle and address are differences.
-BLOCK = 1 << 16
 
 #: (accesses, bytes) by (phase index, component, op); phase -1 stands for events.
 Totals = dict[tuple[int, str, str], tuple[int, int]]
@@ -69,21 +80,17 @@ _TABLES: dict[str, np.dtype[Any]] = {
         ]
     ),
 }  # fmt: skip
-_EVENTS: dict[str, np.dtype[Any]] = {
-    "cycle": np.dtype("<i8"),
-    "address": np.dtype("<i8"),
-    "op": np.dtype("u1"),
-    "bytes": np.dtype("<i8"),
-}
 #: Most rows that a reader accepts: damage must not make it allocate without bound.
 _MOST = {
-    "meta": 1 << 24, "components": 1 << 12, "names": 1 << 16, "phases": 1 << 22,
-    "streams": 1 << 22, "ops": 1 << 24, "totals": 1 << 24, "events": 1 << 28,
+    "meta": 1 << 24, "components": 1 << 12, "names": 1 << 16, "phases": 1 << 16,
+    "streams": 1 << 17, "ops": 1 << 18, "totals": 1 << 18, "events": 1 << 32,
 }  # fmt: skip
 #: Deflate shrinks by at most 1032 to 1; a dataset that declares more is damaged.
 _MOST_RATIO = 1100
-_MOST_CHUNK = 1 << 26
 _REMEDY = "make the trace anew"
+#: Accesses that are encoded at once, and those up to which events are kept in memory.
+_ENCODED = 1 << 20
+_SMALL = 1 << 20
 
 
 class Content(NamedTuple):
@@ -93,7 +100,7 @@ class Content(NamedTuple):
     components: tuple[Component, ...]
     cycles: int
     meta: dict[str, Any]
-    events: Accesses
+    events: Events
     complete: bool
     totals: Totals
 
@@ -120,62 +127,179 @@ def meta_bytes(meta: dict[str, Any]) -> bytes:
 # Writing
 
 
+class _Sink(io.FileIO):
+    """A file that goes on after a failed write and remembers it: HDF5 does not survive a full disk."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        while len(left) and self.failed is None:
+            try:
+                left = left[super().write(left) or 0 :]
+            except OSError as error:
+                self.failed = error
+        return len(memoryview(data).cast("B"))
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failed = self.failed or error
+            return size or 0
+
+
+class Writer:
+    """A trace file in the making, under a temporary name beside its own.
+
+    Parameters
+    ----------
+    path : path-like
+    components : sequence of Component
+
+    Raises
+    ------
+    TraceError
+        The file cannot be written (as all methods do); what stood at `path` is untouched.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], components: Sequence[Component]) -> None:
+        self.path = Path(path)
+        self.components = tuple(components)
+        self.summaries: dict[int, Summary] = {}
+        self._waiting: dict[int, list[Runs]] = {}
+        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            self._sink = _Sink(self._temporary, "x+b")
+        except (OSError, ValueError) as error:
+            raise self._error(error) from error
+        self._file = h5py.File(self._sink, "w", userblock_size=SEAL_BYTES)
+        self._events = self._file.create_group("events")
+
+    def _error(self, error: Exception) -> TraceError:
+        reason = getattr(error, "strerror", None) or error
+        return TraceError(
+            self.path, "", f"cannot be written ({reason})", "choose another place or free space"
+        )
+
+    def _check(self) -> None:
+        if self._sink.failed is not None:
+            raise self._error(self._sink.failed)
+
+    def runs(self, component: int, runs: Runs) -> None:
+        """Add events of a component: in range, and no earlier than its events before."""
+        if not len(runs[0]):
+            return
+        self.summaries.setdefault(component, Summary()).add(runs)
+        waiting = self._waiting.setdefault(component, [])
+        waiting.append(runs)
+        if sum(len(one[0]) for one in waiting) >= BLOCK:
+            rows = _joined(waiting)
+            whole = len(rows["op"]) // BLOCK * BLOCK
+            for start in range(0, whole, BLOCK):
+                self._append(component, {n: v[start : start + BLOCK] for n, v in rows.items()})
+            self._waiting[component] = [_as_runs({n: v[whole:] for n, v in rows.items()})]
+            self._check()
+
+    def _append(self, component: int, rows: dict[str, npt.NDArray[Any]]) -> None:
+        name = self.components[component].name
+        group = self._events.require_group(name)
+        for field, column in rows.items():
+            values = column
+            if field in ("cycle", "address"):
+                values = np.diff(column, prepend=0)
+            if field in group:
+                held = group[field]
+                held.resize((len(held) + len(values),))
+                held[-len(values) :] = values
+            else:
+                _put(group, field, values)
+
+    def finish(self, content: Content) -> None:
+        """Write all but the events, seal the file and give it its name."""
+        for component, waiting in self._waiting.items():
+            rows = _joined(waiting)
+            if len(rows["op"]):
+                self._append(component, rows)
+        version = WITH_EVENTS if self.summaries else WITHOUT_EVENTS
+        self._file.attrs["version"] = np.array(version, "<i4")
+        self._file.attrs["complete"] = np.uint8(content.complete)
+        self._file.attrs["cycles"] = np.int64(content.cycles)
+        _put(self._file, "meta", np.frombuffer(meta_bytes(content.meta), np.uint8))
+        for name, table in _tables(content).items():
+            _put(self._file, name, table)
+        self._file.close()
+        self._check()
+        try:
+            self._seal(version)
+            os.fsync(self._sink.fileno())
+            self._sink.close()
+            os.replace(self._temporary, self.path)
+        except (OSError, ValueError) as error:
+            raise self._error(error) from error
+
+    def _seal(self, version: tuple[int, int]) -> None:
+        digest, size = hashlib.sha256(), 0
+        self._sink.seek(SEAL_BYTES)
+        while piece := self._sink.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+        seal = (
+            f"epur-trace {version[0]}.{version[1]}\nbytes {size}\nsha256 {digest.hexdigest()}\n"
+        )
+        self._sink.seek(0)
+        self._sink.write(seal.encode().ljust(SEAL_BYTES, b"\0"))
+        self._check()
+
+    def close(self) -> None:
+        """Remove what has not become a file of its own name."""
+        self._sink.failed = self._sink.failed or OSError("abandoned")
+        with suppress(Exception):
+            self._file.close()
+        with suppress(OSError, ValueError):
+            self._sink.close()
+        with suppress(OSError, ValueError):
+            self._temporary.unlink(missing_ok=True)
+
+
 def save(path: str | os.PathLike[str], content: Content) -> None:
     """Write `content` to `path`, or leave whatever is there untouched.
-
-    The HDF5 image is made in memory: HDF5 itself does not survive a full disk.
 
     Raises
     ------
     TraceError
         The file cannot be written; no temporary file is left.
     """
-    body = _image(content)
-    major, minor = VERSION
-    seal = (
-        f"epur-trace {major}.{minor}\nbytes {len(body) - SEAL_BYTES}\n"
-        f"sha256 {hashlib.sha256(body[SEAL_BYTES:]).hexdigest()}\n"
+    with closing(Writer(path, content.components)) as writer:
+        for component in sorted(content.events.summaries):
+            for runs in content.events.lane(component):
+                if runs[3] is None:
+                    cycle, address, size, *_, op = runs
+                    for start in range(0, len(op), _ENCODED):
+                        part = slice(start, start + _ENCODED)
+                        writer.runs(
+                            component, encode(cycle[part], address[part], size[part], op[part])
+                        )
+                else:
+                    writer.runs(component, runs)
+        writer.finish(content)
+
+
+def _joined(parts: list[Runs]) -> dict[str, npt.NDArray[Any]]:
+    cycle, address, size, count, by, wait, op = (
+        np.concatenate([part[n] for part in parts]) for n in range(7)
     )
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(seal.encode().ljust(SEAL_BYTES, b"\0"))
-            file.write(body[SEAL_BYTES:])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TraceError(
-            path, "", f"cannot be written ({reason})", "choose another place or free space"
-        ) from error
-    finally:
-        with suppress(OSError, ValueError):
-            temporary.unlink(missing_ok=True)
+    return {
+        "cycle": cycle, "address": address, "op": op, "bytes": size, "count": count,
+        "address_stride": by, "cycle_stride": wait,
+    }  # fmt: skip
 
 
-def _image(content: Content) -> bytes:
-    """The file, its user block still empty."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", userblock_size=SEAL_BYTES) as file:
-        file.attrs["version"] = np.array(VERSION, "<i4")
-        file.attrs["complete"] = np.uint8(content.complete)
-        file.attrs["cycles"] = np.int64(content.cycles)
-        _put(file, "meta", np.frombuffer(meta_bytes(content.meta), np.uint8))
-        for name, rows in _tables(content).items():
-            _put(file, name, rows)
-        events = file.create_group("events")
-        for index, component in enumerate(content.components):
-            own = content.events[content.events.component == index]
-            if len(own):
-                group = events.create_group(component.name)
-                _put(group, "cycle", _differences(own.cycle))
-                _put(group, "address", _differences(own.address))
-                _put(group, "op", own.op)
-                _put(group, "bytes", own.bytes)
-    # A copy: CPython 3.12.1 crashes when it collects a BytesIO together with a view of its buffer.
-    return buffer.getvalue()
+def _as_runs(rows: dict[str, npt.NDArray[Any]]) -> Runs:
+    return (
+        rows["cycle"], rows["address"], rows["bytes"], rows["count"], rows["address_stride"],
+        rows["cycle_stride"], rows["op"],
+    )  # fmt: skip
 
 
 def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
@@ -186,21 +310,6 @@ def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
         name, data=rows, chunks=chunk, maxshape=(None,), shuffle=True, compression="gzip",
         compression_opts=4, fletcher32=True,
     )  # fmt: skip
-
-
-def _differences(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Differences to the row before; the first of each block stays as it is."""
-    steps = np.diff(values, prepend=0)
-    steps[::BLOCK] = values[::BLOCK]
-    return steps
-
-
-def _sums(steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Inverse of `_differences`."""
-    values = np.empty_like(steps)
-    for start in range(0, len(steps), BLOCK):
-        np.cumsum(steps[start : start + BLOCK], out=values[start : start + BLOCK])
-    return values
 
 
 def _tables(content: Content) -> dict[str, npt.NDArray[Any]]:
@@ -251,10 +360,10 @@ def read(path: str | os.PathLike[str]) -> Content:
     TraceError
         The file is not there, not whole, or not as ``traces/FORMAT.md`` says.
     """
-    _check_seal(path)
+    major = _check_seal(path)
     try:
         with h5py.File(path, "r") as file:
-            return _content(str(path), file)
+            return _content(str(path), file, major)
     except TraceError:
         raise
     # HDF5 answers damage with many kinds of exception.
@@ -262,15 +371,18 @@ def read(path: str | os.PathLike[str]) -> Content:
         raise TraceError(path, "HDF5", f"is damaged ({error!s:.200})", _REMEDY) from error
 
 
-def _check_seal(path: str | os.PathLike[str]) -> None:
-    """Compare version, length and SHA-256 before HDF5, which trusts its input, sees the file."""
+def _check_seal(path: str | os.PathLike[str]) -> int:
+    """Compare version, length and SHA-256 before HDF5, which trusts its input, sees the file.
+
+    Returns the major version.
+    """
     try:
         # Asked of the path, as opening a pipe would wait for a writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise TraceError(path, "", "is not a file", "give the path of a trace")
         with open(path, "rb") as file:
             seal = file.read(SEAL_BYTES)
-            _compare(path, seal, file)
+            return _compare(path, seal, file)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TraceError(
@@ -278,13 +390,13 @@ def _check_seal(path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def _compare(path: str | os.PathLike[str], seal: bytes, file: IO[bytes]) -> None:
+def _compare(path: str | os.PathLike[str], seal: bytes, file: IO[bytes]) -> int:
     version = re.match(rb"epur-trace (\d{1,4})\.(\d{1,4})\n", seal)
     if not version:
         raise TraceError(path, "first line", "is not that of a trace", "give a trace of epur_emu")
-    if int(version[1]) != VERSION[0]:
+    if int(version[1]) not in MAJORS:
         raise TraceError(
-            path, "version", f"is {int(version[1])}.{int(version[2])}, this reads {VERSION[0]}.x",
+            path, "version", f"is {int(version[1])}.{int(version[2])}, this reads 1.x and 2.x",
             "read it with the epur_emu that made it, or make it anew",
         )  # fmt: skip
     found = re.fullmatch(rb"bytes (\d{1,19})\nsha256 ([0-9a-f]{64})\n\0*", seal[version.end() :])
@@ -300,12 +412,13 @@ def _compare(path: str | os.PathLike[str], seal: bytes, file: IO[bytes]) -> None
         digest.update(piece)
     if digest.hexdigest() != found[2].decode():
         raise TraceError(path, "SHA-256", "is not that of the seal", _REMEDY)
+    return int(version[1])
 
 
-def _content(path: str, file: h5py.File) -> Content:
-    major = _attribute(path, file, "version", np.dtype("<i4"), (2,))[0]
-    if major != VERSION[0]:
-        raise TraceError(path, "version", f"is {major} inside, {VERSION[0]} in the seal", _REMEDY)
+def _content(path: str, file: h5py.File, sealed: int) -> Content:
+    major = int(_attribute(path, file, "version", np.dtype("<i4"), (2,))[0])
+    if major != sealed:
+        raise TraceError(path, "version", f"is {major} inside, {sealed} in the seal", _REMEDY)
     complete = int(_attribute(path, file, "complete", np.dtype("u1"), ()))
     cycles = int(_attribute(path, file, "cycles", np.dtype("<i8"), ()))
     if complete > 1 or not 0 <= cycles <= LIMIT:
@@ -339,7 +452,7 @@ def _content(path: str, file: h5py.File) -> Content:
     }
     if len(totals) != len(tables["totals"]):
         raise TraceError(path, "totals", "repeat a row", _REMEDY)
-    events = _events(path, file, components)
+    events = _events(path, file, components, SINGLE if major == 1 else RUN)
     return Content(phases, components, cycles, meta, events, bool(complete), totals)
 
 
@@ -385,8 +498,8 @@ def _phases(
         if kept != loops:
             raise TraceError(path, f"streams, row {index}", "is not in canonical form", _REMEDY)
         streams[phase].append(stream)
-    for phase, name, unit, count in tables["ops"].tolist():
-        operations[phase].append((names[name], UNITS[unit], count))
+    for phase, name, unit, times in tables["ops"].tolist():
+        operations[phase].append((names[name], UNITS[unit], times))
     phases = []
     for index, (layer, kind, first, cycles) in enumerate(rows):
         made: Phase = _made(
@@ -407,24 +520,25 @@ def _rows(table: npt.NDArray[Any]) -> Iterator[tuple[Any, ...]]:
     return zip(*(table[field].tolist() for field in table.dtype.names or ()), strict=True)
 
 
-def _events(path: str, file: h5py.File, components: Sequence[Component]) -> Accesses:
+def _events(
+    path: str, file: h5py.File, components: Sequence[Component], form: dict[str, Any]
+) -> Events:
     group = _member(path, file, "events", h5py.Group)
     if len(group) > len(components):
         raise TraceError(path, "events", f"are of {len(group)} components", _REMEDY)
-    known = {c.name: index for index, c in enumerate(components)}
-    parts = []
+    known = [c.name for c in components]
+    held = []
     for name in group:
         if name not in known:
             raise TraceError(path, f"events of {name!s:.80}", "are of no known component", _REMEDY)
         own = _member(path, group, name, h5py.Group)
-        columns = {field: _table(path, own, field, dtype) for field, dtype in _EVENTS.items()}
-        if len({len(column) for column in columns.values()}) != 1:
+        rows = {_dataset(path, own, field, dtype).shape[0] for field, dtype in form.items()}
+        if len(rows) != 1:
             raise TraceError(path, f"events of {name}", "have columns of several lengths", _REMEDY)
-        cycle, address = _sums(columns["cycle"]), _sums(columns["address"])
-        component = np.full(len(cycle), known[name], np.int32)
-        parts.append(Accesses(cycle, component, columns["op"], address, columns["bytes"]))
-        parts[-1].check(path, len(components))
-    return Accesses.join(parts).ordered()
+        held.append(name)
+    events = InFile(path, known, held, form)
+    small = count(events) <= _SMALL
+    return InMemory(in_memory(events)) if small else events
 
 
 def _member(path: str, group: h5py.Group, name: str, kind: type[Any]) -> Any:
@@ -453,7 +567,12 @@ def _attribute(
 
 
 def _table(path: str, group: h5py.Group, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """All rows of a one-dimensional dataset, read only once its declared size is known sane."""
+    """All rows of a one-dimensional dataset."""
+    return np.asarray(_dataset(path, group, name, dtype)[...])
+
+
+def _dataset(path: str, group: h5py.Group, name: str, dtype: np.dtype[Any]) -> h5py.Dataset:
+    """A one-dimensional dataset whose declared size is sane."""
     found = _member(path, group, name, h5py.Dataset)
     where = f"{group.name.strip('/')}/{name}".strip("/")
     if found.dtype != dtype or len(found.shape or ()) != 1:
@@ -472,8 +591,8 @@ def _table(path: str, group: h5py.Group, name: str, dtype: np.dtype[Any]) -> npt
     stored = found.id.get_storage_size()
     if (
         rows > _MOST.get(name, _MOST["events"])
-        or found.chunks[0] * dtype.itemsize > _MOST_CHUNK
+        or found.chunks[0] > BLOCK
         or rows * dtype.itemsize > _MOST_RATIO * stored
     ):
         raise TraceError(path, where, f"declares {rows} rows in {stored} bytes", _REMEDY)
-    return np.asarray(found[...])
+    return found

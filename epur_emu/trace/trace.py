@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from epur_emu.errors import TraceError
 from epur_emu.streams import LIMIT, OPS, AccessStream, Component, Phase, check_integer
 from epur_emu.trace import hdf5
 from epur_emu.trace.accesses import Accesses
+from epur_emu.trace.events import Events, InMemory, count, in_memory, in_order, lanes
 from epur_emu.trace.expansion import expand
 from epur_emu.trace.hdf5 import Content, Totals
 
@@ -59,7 +58,8 @@ class Trace:
         self.meta: dict[str, Any] = json.loads(hdf5.meta_bytes(meta or {}))
         self.complete = bool(complete)
         self._phases: list[Phase] = []
-        self._events = [Accesses.none()]
+        self._events: Events = InMemory(Accesses.none())
+        self._added: list[Accesses] = []
         self._bytes = 0
         self.append(phases, events)
 
@@ -70,10 +70,25 @@ class Trace:
 
     @property
     def events(self) -> Accesses:
-        """Accesses that are in no stream, in order of (cycle, component, op)."""
-        if len(self._events) > 1:
-            self._events = [Accesses.join(self._events).ordered()]
-        return self._events[0]
+        """Accesses that are in no stream, in order of (cycle, component, op), in memory.
+
+        Raises
+        ------
+        TraceError
+            They are over 4 million; `expand` takes any number.
+        """
+        return in_memory(self._held())
+
+    def single(self, chunk: int = 1 << 18) -> Iterator[Accesses]:
+        """Accesses that are in no stream, as `expand` gives them."""
+        return in_order(self._held(), chunk)
+
+    def _held(self) -> Events:
+        """The events, those added last included."""
+        if self._added:
+            joined = Accesses.join([in_memory(self._events), *self._added])
+            self._events, self._added = InMemory(joined.ordered()), []
+        return self._events
 
     def append(self, phases: Sequence[Phase], events: Accesses | None = None) -> None:
         """Add phases behind those already here, and events.
@@ -100,12 +115,16 @@ class Trace:
         self._bytes += added
         self._phases += phases
         if events is not None and len(events):
-            self._events.append(events)
+            self._added.append(events)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trace):
             return NotImplemented
-        return self._content()[:-1] == other._content()[:-1]
+        own, others = self._content(), other._content()
+        if own._replace(events=others.events) != others or count(own.events) != count(others.events):
+            return False
+        pairs = zip(in_order(own.events), in_order(others.events), strict=True)
+        return all(a == b for a, b in pairs)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -126,7 +145,8 @@ class Trace:
         """
         content = hdf5.read(path)
         try:
-            trace = cls(*content[:-1])
+            trace = cls(*content[:4], complete=content.complete)
+            trace._hold(content.events)
         except TraceError as error:
             raise TraceError(path, error.field, error.problem, "make the trace anew") from error
         totals = trace.totals()
@@ -150,9 +170,16 @@ class Trace:
         """
         hdf5.save(path, self._content())
 
+    def _hold(self, events: Events) -> None:
+        """Take events as they are."""
+        self._events = events
+        self._bytes += sum(size for s in events.summaries.values() for _, size in s.sums)
+        if self._bytes > LIMIT:
+            raise TraceError("trace", "bytes", "add up to over 2**62", "split the trace")
+
     def _content(self) -> Content:
         return Content(
-            self.phases, self.components, self.cycles, self.meta, self.events, self.complete,
+            self.phases, self.components, self.cycles, self.meta, self._held(), self.complete,
             self.totals(),
         )  # fmt: skip
 
@@ -182,19 +209,18 @@ class Trace:
             for stream in phase.streams:
                 key = (index, stream.component, stream.op)
                 add(key, stream.accesses, stream.total_bytes)
-        for index, component in enumerate(self.components):
-            for code, op in enumerate(OPS):
-                own = (self.events.component == index) & (self.events.op == code)
-                if accesses := int(own.sum()):
-                    add((-1, component.name, op), accesses, int(self.events.bytes[own].sum()))
+        for index, summary in self._held().summaries.items():
+            for op, (accesses, size) in zip(OPS, summary.sums, strict=True):
+                if accesses:
+                    add((-1, self.components[index].name, op), accesses, size)
         return sums
 
     def operations(self) -> dict[tuple[str, str], int]:
         """Number of operations by (name, unit)."""
         sums: dict[tuple[str, str], int] = {}
         for phase in self.phases:
-            for name, unit, count in phase.operations:
-                sums[name, unit] = sums.get((name, unit), 0) + count
+            for name, unit, times in phase.operations:
+                sums[name, unit] = sums.get((name, unit), 0) + times
         return sums
 
     def info(self) -> dict[str, Any]:
@@ -210,7 +236,7 @@ class Trace:
             "by_component": by_component,
             "phases": len(self.phases),
             "streams": sum(len(phase.streams) for phase in self.phases),
-            "events": len(self.events),
+            "events": count(self._held()),
             "cycles": self.cycles,
             "complete": self.complete,
             "meta": self.meta,
@@ -230,11 +256,8 @@ class Trace:
             where = f"phase {phase.kind} of {phase.layer}"
             for stream in phase.streams:
                 self._check(where, stream.component, stream.end_address, stream.last_cycle)
-        for index, component in enumerate(self.components):
-            own = self.events[self.events.component == index]
-            if len(own):
-                end, last = int((own.address + own.bytes).max()), int(own.cycle.max())
-                self._check("events", component.name, end, last)
+        for index, summary in self._held().summaries.items():
+            self._check("events", self.components[index].name, summary.end, summary.last)
 
     def _check(self, where: str, component: str, end: int, last: int) -> None:
         capacity = self.components[self._place[component]].capacity
@@ -251,7 +274,7 @@ class Trace:
 
     def expand(
         self,
-        chunk: int = 1 << 20,
+        chunk: int = 1 << 18,
         components: Sequence[str] | None = None,
         start: int = 0,
         stop: int | None = None,
@@ -295,10 +318,8 @@ class Trace:
             for stream in phase.streams
             if stream.component in wanted
         ]
-        events = self.events
-        if components is not None:
-            events = events[np.isin(events.component, [self._place[name] for name in wanted])]
-        return expand(streams, events, chunk, max(start, 0), LIMIT + 1 if stop is None else stop)
+        found = lanes(self._held(), [self._place[name] for name in wanted])
+        return expand(streams, found, chunk, max(start, 0), LIMIT + 1 if stop is None else stop)
 
     @classmethod
     def concatenate(cls, traces: Sequence[Trace]) -> Trace:
@@ -324,6 +345,30 @@ class Trace:
             Accesses.join(trace.events for trace in traces),
             all(trace.complete for trace in traces),
         )
+
+
+class EventWriter(hdf5.Writer):
+    """A trace of events that is written as they come, in bounded memory; see `hdf5.Writer`."""
+
+    def _content(
+        self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any], complete: bool
+    ) -> Content:
+        trace = Trace(phases, self.components, cycles, meta, complete=complete)
+        totals = trace.totals()
+        for index, summary in self.summaries.items():
+            for op, sums in zip(OPS, summary.sums, strict=True):
+                if sums[0]:
+                    totals[-1, self.components[index].name, op] = sums
+        return trace._content()._replace(totals=totals)
+
+    def finish_events(self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any]) -> None:
+        """Complete the file with what belongs to the events."""
+        self.finish(self._content(phases, cycles, meta, complete=True))
+
+    def partial(self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any]) -> None:
+        """Keep what there is as ``<path>.partial``, marked incomplete."""
+        self.path = self.path.with_name(f"{self.path.name}.partial")
+        self.finish(self._content(phases, cycles, meta, complete=False))
 
 
 @contextmanager
