@@ -291,8 +291,7 @@ def probe_sequence(
             raise TraceError(
                 path, "probe", "and schedule differ", "report it: this is a fault of the dataflow"
             )
-        writer.finish_events(phases, schedule.cycles, dict(meta))
-    return Trace.open(path)
+        return writer.finish_events(phases, schedule.cycles, dict(meta))
 
 
 def _planned(

@@ -405,14 +405,12 @@ def repeated(name: str) -> Callable[[h5py.File], None]:
     return change
 
 
-def bomb(file: h5py.File) -> None:
-    """A run so long that its bytes alone exceed all bounds."""
-    edited_column("count", 2**61)(file)
+def run_of(row: int = 0, **values: int) -> Callable[[h5py.File], None]:
+    """A run of the DRAM with other values."""
 
-
-def edited_column(name: str, value: int) -> Callable[[h5py.File], None]:
     def change(file: h5py.File) -> None:
-        file[f"events/dram/{name}"][0] = value
+        for name, value in values.items():
+            file[f"events/dram/{name}"][row] = value
 
     return change
 
@@ -458,12 +456,13 @@ DAMAGE: dict[str, Callable[[h5py.File], None]] = {
     "several lengths": declared("events/dram/op", 1),
     "events/dram/cycle declares": declared("events/dram/cycle", 2**50),
     "events, cycle": replaced("events/dram/cycle", np.array([-3, 0], np.int64)),
-    "reach beyond 2**62": bomb,
-    "events, count": edited_column("count", 0),
-    "events, cycle_stride": edited_column("cycle_stride", -1),
-    "events of dram reach beyond": edited_column("address_stride", -(2**40)),
-    "are not in order": edited_column("cycle", 2**40),
-    "events/dram/count is missing": lambda file: file.pop("events/dram/count"),
+    "reach beyond 2**62": run_of(count=2**61),
+    "events of dram reach": run_of(count=2**50, cycle_stride=2**50),
+    "events of dram reach beyond": run_of(count=2, address_stride=-(2**40)),
+    "events, count": run_of(count=0),
+    "events, cycle_stride": run_of(cycle_stride=-1),
+    "are not in order": run_of(row=1, cycle=-1),
+    "count is missing": lambda file: file.pop("events/dram/count"),
     "events, bytes": replaced("events/dram/bytes", np.array([0, 1], np.int64)),
 }
 

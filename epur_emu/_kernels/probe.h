@@ -96,13 +96,29 @@ static inline void event(epur_log *g, int64_t component, int op, int role, int64
     s->cycle = cycle, s->address = address;
 }
 
+/* Accesses one behind the other at equal distances. */
+static inline void events(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes,
+                          int64_t count, int64_t by, int64_t wait) {
+    int64_t k = 0;
+    for (; k < count && k < 2; k++) event(g, component, op, role, cycle + k * wait, address + k * by, bytes);
+    if (k == count || g->failed) return;
+    epur_site *s = &g->sites[(component * 2 + op) * ROLES + role];
+    epur_row *r = &g->rows[s->row];
+    if (r->count > 1 && r->by == by && r->wait == wait) {
+        r->count += count - k, g->accesses += count - k;
+        s->cycle = cycle + (count - 1) * wait, s->address = address + (count - 1) * by;
+        return;
+    }
+    for (; k < count; k++) event(g, component, op, role, cycle + k * wait, address + k * by, bytes);
+}
+
 static inline int64_t bursts_of(const epur_probe *p, int64_t bytes) { return (bytes + p->burst - 1) / p->burst; }
 
 /* From DRAM to a buffer in sub-vectors; returns the bursts. */
 static int64_t fetch(epur_probe *p, int64_t cycle, int64_t source, int64_t total, const int64_t *targets, int count,
                      int role, int64_t address, int64_t size) {
     const int64_t bursts = bursts_of(p, total);
-    for (int64_t j = 0; j < bursts; j++) event(p->log, p->dram, READ, FETCHED, cycle + j, source + j * p->burst, p->burst);
+    events(p->log, p->dram, READ, FETCHED, cycle, source, p->burst, bursts, p->burst, 1);
     for (int k = 0; k < count; k++)
         for (int64_t s = 0; s < total / size; s++)
             event(p->log, targets[k], WRITE, role, cycle + s * size / p->burst, address + s * size, size);
@@ -178,11 +194,12 @@ static inline void products(epur_probe *p, int64_t k, int64_t row, int64_t skip,
         const int64_t size = p->sw[q], address = p->matrix[q] + (k * row + skip) * size;
         const uint32_t *held = p->held[q];
         const uint32_t expected = (uint32_t)(p->tag + k * row + skip);
-        for (int64_t s = 0; s < subs; s++) {
-            event(p->log, p->weights[q], READ, role, cycle + s, address + s * size, size);
-            p->wrong += held[(address + s * size) / p->width] != expected + (uint32_t)s;
-        }
-        for (int64_t s = 0; s < subs; s++) event(p->log, p->inputs_of[q], READ, role, cycle + s, from + s * p->sx, p->sx);
+        const int64_t first = address / p->width, step = size / p->width;
+        int64_t wrong = 0;
+        events(p->log, p->weights[q], READ, role, cycle, address, size, subs, size, 1);
+        for (int64_t s = 0; s < subs; s++) wrong += held[first + s * step] != expected + (uint32_t)s;
+        p->wrong += wrong;
+        events(p->log, p->inputs_of[q], READ, role, cycle, from, p->sx, subs, p->sx, 1);
         if (k == 0) memcpy(p->latch[q] + to, p->buffer[q] + from / p->xe, (size_t)(subs * p->width) * sizeof(float));
     }
 }
@@ -269,12 +286,11 @@ static void probe_forward(epur_probe *p, int64_t k, int64_t loaded, const float 
         }
         for (int q = 0; q < 4; q++) {
             const int64_t own = k % 2 * p->nx * p->sw[q];
-            for (int64_t s = 0; s < p->nx; s++) {
-                event(g, p->row_of[q], READ, OF_X, first + s, own + s * p->sw[q], p->sw[q]);
-                p->wrong += p->row[q][(own + s * p->sw[q]) / p->width] != (uint32_t)(k * p->nx + s);
-            }
-            for (int64_t s = 0; s < p->nx; s++) event(g, p->inputs_of[q], WRITE, OF_X, first + s, s * p->sx, p->sx);
-            for (int64_t s = 0; s < p->nx; s++) event(g, p->inputs_of[q], READ, OF_X, first + s, s * p->sx, p->sx);
+            const int64_t at = own / p->width, step = p->sw[q] / p->width;
+            events(g, p->row_of[q], READ, OF_X, first, own, p->sw[q], p->nx, p->sw[q], 1);
+            for (int64_t s = 0; s < p->nx; s++) p->wrong += p->row[q][at + s * step] != (uint32_t)(k * p->nx + s);
+            events(g, p->inputs_of[q], WRITE, OF_X, first, 0, p->sx, p->nx, p->sx, 1);
+            events(g, p->inputs_of[q], READ, OF_X, first, 0, p->sx, p->nx, p->sx, 1);
             memcpy(p->latch[q], p->buffer[q], (size_t)(p->nx * p->width) * sizeof(float));
         }
         compare(p, 0, x + true_t * p->inputs, p->inputs);

@@ -105,7 +105,7 @@ cdef class Log:
 cdef class Walk:
     """One pass; `numbers` holds the integers of ``epur_probe``, lists of four by gate.
 
-    Arrays, all INOUT but values: source and out float32 (elements,), buffers and latches float32 (4, elements), held and
+    Arrays, INOUT but values: source and out float32 (elements,), buffers and latches float32 (4, elements), held and
     rows uint32 (4, sub-vectors), stored uint8 (steps * cells * 4), values float32 (steps, cells).
     """
 

@@ -96,8 +96,12 @@ class InFile:
     path : str
     names : sequence of str
         Of the trace's components.
+    held : sequence of str
+        Names of those that have events.
     columns : dict
         `SINGLE` or `RUN`.
+    summaries : dict, optional
+        What the events amount to, where they were just written; otherwise all are read and checked.
 
     Raises
     ------
@@ -106,14 +110,15 @@ class InFile:
     """
 
     def __init__(
-        self, path: str, names: Sequence[str], held: Sequence[str], columns: dict[str, Any]
-    ) -> None:
+        self, path: str, names: Sequence[str], held: Sequence[str], columns: dict[str, Any],
+        summaries: dict[int, Summary] | None = None,
+    ) -> None:  # fmt: skip
         self.path = path
         self._names = tuple(names)
         self._columns = columns
         self._state = self._now()
-        self.summaries: dict[int, Summary] = {}
-        for name in held:
+        self.summaries: dict[int, Summary] = dict(summaries or {})
+        for name in held if summaries is None else ():
             component = self._names.index(name)
             summary, before = Summary(), 0
             for runs in self.lane(component):

@@ -308,7 +308,7 @@ def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
     chunk = (min(max(len(rows), 1), BLOCK),)
     group.create_dataset(
         name, data=rows, chunks=chunk, maxshape=(None,), shuffle=True, compression="gzip",
-        compression_opts=4, fletcher32=True,
+        compression_opts=1 if name in RUN else 4, fletcher32=True,
     )  # fmt: skip
 
 

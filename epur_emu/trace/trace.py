@@ -12,7 +12,16 @@ from epur_emu.errors import TraceError
 from epur_emu.streams import LIMIT, OPS, AccessStream, Component, Phase, check_integer
 from epur_emu.trace import hdf5
 from epur_emu.trace.accesses import Accesses
-from epur_emu.trace.events import Events, InMemory, count, in_memory, in_order, lanes
+from epur_emu.trace.events import (
+    RUN,
+    Events,
+    InFile,
+    InMemory,
+    count,
+    in_memory,
+    in_order,
+    lanes,
+)
 from epur_emu.trace.expansion import expand
 from epur_emu.trace.hdf5 import Content, Totals
 
@@ -361,9 +370,14 @@ class EventWriter(hdf5.Writer):
                     totals[-1, self.components[index].name, op] = sums
         return trace._content()._replace(totals=totals)
 
-    def finish_events(self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any]) -> None:
-        """Complete the file with what belongs to the events."""
-        self.finish(self._content(phases, cycles, meta, complete=True))
+    def finish_events(self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any]) -> Trace:
+        """Complete the file with what belongs to the events; returns its trace."""
+        content = self._content(phases, cycles, meta, complete=True)
+        self.finish(content)
+        names = [c.name for c in self.components]
+        trace = Trace(*content[:4])
+        trace._hold(InFile(str(self.path), names, (), RUN, self.summaries))
+        return trace
 
     def partial(self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any]) -> None:
         """Keep what there is as ``<path>.partial``, marked incomplete."""

@@ -190,13 +190,12 @@ def import_accesses(
             else:
                 writer.components = _components(names, widths)
             cycles = max(int(about.get("cycles", 0)), reached + 1 if done else 0)
-            writer.finish_events((), cycles, about.get("meta", {"imported": form}))
+            return writer.finish_events((), cycles, about.get("meta", {"imported": form}))
     except (OSError, TypeError, ValueError) as error:
         if isinstance(error, TraceError):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise TraceError(source, "", f"cannot be read ({reason:.200})", f"give a {form} file") from error
-    return Trace.open(path)
 
 
 def _components(names: Sequence[str], widths: dict[str, int]) -> tuple[Component, ...]:
