@@ -414,7 +414,7 @@ def _workers(
         jobs, multiprocessing.get_context("spawn"), _prepare, (model.path, arithmetics, accelerator)
     )
     try:
-        with _uninterrupted():  # the processes start at the first call
+        with _starting_deaf():  # the processes start at the first call
             first = pool.map(_ready, range(jobs))
         list(first)  # they load the model before time is taken
         yield lambda calls: pool.map(_answer, calls)
@@ -431,8 +431,8 @@ def _workers(
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold interruptions back; processes that start meanwhile never get them, even while they load."""
+def _starting_deaf() -> Iterator[None]:
+    """Processes that start meanwhile never get an interruption, not even while they load."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
