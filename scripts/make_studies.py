@@ -30,10 +30,10 @@ def number(value: float | None, form: str = ".2f") -> str:
     return "-" if value is None else format(round(value, 6) + 0.0, form)
 
 
-def energy(point: Row | None) -> str:
+def energy(point: Row) -> str:
     """Of an item, with its unit."""
-    if point is None or point["energy_pj"] is None:
-        return "-"
+    if point["energy_pj"] is None:
+        return "does not fit" if "holds" in (point["problem"] or "") else "-"
     return si(point["energy_pj"]["total"] * 1e-12, "J").replace("u", "µ")
 
 
