@@ -266,9 +266,8 @@ def generate(
             if macro not in results:
                 results[macro] = fitting(cacti, macro, technology_nm / 1000, temperature, period_ns)
             parts, r = results[macro]
-            if (kind, ports) == ("weights", hand["ports"]) and size > densities.get(cell, (0, 0))[
-                0
-            ]:
+            largest, _ = densities.get(cell, (0, 0.0))
+            if (kind, ports) == ("weights", hand["ports"]) and size > largest:
                 densities[cell] = (size, r.leakage_mw / r.area_mm2)
             leaks = f"CACTI, per bank, x {macro.banks * parts * macros} banks"
             area = "CACTI" if macros == 1 else f"CACTI, x {macros} macros"

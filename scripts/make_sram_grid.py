@@ -24,9 +24,14 @@ CELLS = ("lstp", "lop", "hp", "lstp-lop")
 PORTS = ("1rw", "1r1w")
 WIDTHS = (64, 256, 1024)
 SIZES = tuple(1 << n for n in range(12, 24))
-#: Banks, and the smallest memory of a port of 1,024 bits that CACTI divides so; the others at 28 nm only.
+#: Banks, and the smallest memory that CACTI divides so; at other nodes than 28 nm only `FEWER`.
 BANKS = {1: 1 << 12, 4: 1 << 14, 16: 1 << 16, 64: 1 << 18}
 FEWER = (1, 16)
+#: Between the grid's points, to know the error: capacity, width, banks.
+HELD_OUT = (
+    (3 << 12, 256, 1), (3 << 16, 256, 16), (3 << 20, 256, 16),
+    (1 << 20, 128, 1), (1 << 20, 512, 16), (1 << 22, 256, 8),
+)  # fmt: skip
 #: CACTI's leakage depends on it; energies, areas and times do not.
 TEMPERATURE, OTHERS = 320, (300, 340, 360, 380, 400)
 COLUMNS = {
@@ -96,9 +101,16 @@ class Runs:
 
 def generate(technology_nm: int, runs: Runs) -> str:
     """The file's text."""
-    found: dict[tuple[str, str, int, int], list[str]] = {}
+    found: dict[str, dict[tuple[str, str, int, int], list[str]]] = {"grid": {}, "held_out": {}}
     version = ""
-    for m in tqdm(list(macros(technology_nm)), unit="run"):
+    held_out = [
+        Macro(size, width, banks, cell, ports)
+        for cell in CELLS
+        for ports in PORTS
+        for size, width, banks in HELD_OUT
+    ]
+    asked = [("grid", m) for m in macros(technology_nm)] + [("held_out", m) for m in held_out]
+    for place, m in tqdm(asked, unit="run"):
         r = runs.of(m)
         if r is None:
             continue
@@ -106,12 +118,13 @@ def generate(technology_nm: int, runs: Runs) -> str:
         if not all(math.isfinite(v) and v > 0 for v in values):
             raise ValueError(f"{m}: CACTI gave {values}")
         line = f"    [{m.size}, {', '.join(f'{v:.5g}' for v in values)}],"
-        found.setdefault((m.cell, m.ports, m.width, m.banks), []).append(line)
+        found[place].setdefault((m.cell, m.ports, m.width, m.banks), []).append(line)
         version = r.version
     config = CONFIG.replace("{technology}", f"{technology_nm / 1000}")
     lines = [
         f"# Memories at {technology_nm} nm by capacity, from runs of CACTI {version}; made by",
-        "# scripts/make_sram_grid.py, not to be edited. Leakage is that of all banks together.",
+        "# scripts/make_sram_grid.py, not to be edited. Leakage is that of all banks together. What is held",
+        "# out lies between the grid's points and is not interpolated from: it tells the error.",
         f'name = "cacti-{technology_nm}nm"',
         f"technology_nm = {technology_nm}",
         f"temperature_k = {TEMPERATURE}",
@@ -132,9 +145,10 @@ def generate(technology_nm: int, runs: Runs) -> str:
             raise ValueError(f"CACTI has no {macro}")
         lines.append(f"[leakage_factor.{cell}]")
         lines += [f"{t} = {r.leakage_mw / base.leakage_mw:.5g}" for t, r in at.items() if r]
-    for (cell, ports, width, banks), rows in found.items():
+    blocks = [(place, *one) for place, own in found.items() for one in own.items()]
+    for place, (cell, ports, width, banks), rows in blocks:
         lines += [
-            "", "[[grid]]", f'cell = "{cell}"', f'ports = "{ports}"', f"width_bits = {width}",
+            "", f"[[{place}]]", f'cell = "{cell}"', f'ports = "{ports}"', f"width_bits = {width}",
             f"banks = {banks}", "rows = [", *rows, "]",
         ]  # fmt: skip
     return "\n".join(lines) + "\n"

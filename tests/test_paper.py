@@ -33,7 +33,7 @@ def test_shapes_have_the_published_sizes(network: paper.PaperNetwork) -> None:
 
 
 def test_every_figure_is_there(found: dict[tuple[str, str, str], paper.Figure]) -> None:
-    assert sum(f.published is not None for f in found.values()) == 26
+    assert sum(f.published is not None for f in found.values()) == 29
     assert all(f.ours is not None and math.isfinite(f.ours) and f.ours > 0 for f in found.values())
     for network in paper.networks():
         for dataflow in paper.DATAFLOWS:
@@ -82,9 +82,13 @@ def test_a_bound_that_is_kept_is_no_difference() -> None:
     assert replace(least, published=None).relative is None
 
 
-def test_settings_move_what_they_should() -> None:
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[float | None]]:
+    return dict(paper.sensitivity())
+
+
+def test_settings_move_what_they_should(rows: dict[str, list[float | None]]) -> None:
     base = paper.Settings()
-    rows = dict(paper.sensitivity(base))
     plain = rows["as it is"]
     energy, mwl, speed = 0, 1, 2
     watts = base.baseline.power_w
@@ -97,12 +101,37 @@ def test_settings_move_what_they_should() -> None:
     assert without[speed] == plain[speed]
 
 
-def test_the_page_holds_what_the_code_gives() -> None:
+def test_the_pages_hold_what_the_code_gives() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "make_validation.py"))
-    page = (ROOT / "docs" / "validation.md").read_text(encoding="utf-8")
-    assert script["filled"](page) == page, "run scripts/make_validation.py docs/validation.md"
+    for name in ("validation", "energy"):
+        page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert script["filled"](page) == page, f"run scripts/make_validation.py docs/{name}.md"
     with pytest.raises(ValueError, match="no mark"):
         script["filled"]("")
+
+
+def test_another_baseline_stands_beside_no_figure_of_the_tegra(
+    found: dict[tuple[str, str, str], paper.Figure],
+) -> None:
+    cpu = paper.Settings(baseline=Baseline.load("core-i7-6700k"))
+    made = {(f.name, f.network, f.dataflow): f for f in paper.figures(cpu)}
+    assert not any(key[2] == "tegra-x1" for key in made)
+    for name in ("energy reduction", "speedup"):
+        own = made[name, "average", "epur"]
+        assert own.published is None and own.unit == "times, against core-i7-6700k"
+        assert found[name, "average", "epur"].published
+    area = made["area", "chip", "epur"]
+    assert (area.published, area.ours) == (64.6, found["area", "chip", "epur"].ours)
+
+
+def test_assumptions_move_what_they_name(rows: dict[str, list[float | None]]) -> None:
+    plain, one = rows["as it is"], rows["memories of one port each"]
+    area, peak = 5, 4
+    assert (one[area] or 0) < 0.7 * (plain[area] or 0)
+    assert (one[peak] or 0) < (plain[peak] or 0)
+    units = rows["floating-point units as synthesised (Aladdin)"]
+    assert units[area] == plain[area] and (units[peak] or 0) > (plain[peak] or 0)
+    assert len(rows) > 20
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 
@@ -51,6 +51,12 @@ def energy(trace: Trace, table: EnergyTable) -> Report:
     return Priced(trace, table).report()
 
 
+def single(trace: Trace) -> Iterator[Accesses]:
+    """Accesses that are in no stream, in order of their cycles, in pieces."""
+    if len(trace.events):
+        yield trace.events
+
+
 class Priced:
     """A trace with the cost of each of its parts.
 
@@ -82,11 +88,14 @@ class Priced:
             for unit, n, pj in self.pricing.phase(phase):
                 parts.setdefault(unit, []).append(self.units[unit].add(n, pj))
             self.operations.append({unit: fsum(pj) for unit, pj in parts.items()})
-        events = trace.events
-        self.events = {
-            place.name: place.events(events, index)
-            for index, place in enumerate(self.places if len(events) else ())
-        }
+        #: By component, energy (pJ) of accesses in no stream; their first and last cycle.
+        self.events = {place.name: 0.0 for place in self.places}
+        self.event_cycles: tuple[int, int] | None = None
+        for events in single(trace):
+            for index, place in enumerate(self.places):
+                self.events[place.name] += place.events(events, index)
+            first, _ = self.event_cycles or (int(events.cycle[0]), 0)
+            self.event_cycles = (first, int(events.cycle[-1]))
 
     def report(self) -> Report:
         """The sums."""
@@ -103,8 +112,8 @@ class Priced:
                     fsum(sums.values()), sums, work,
                 )
             )  # fmt: skip
-        if len(events := trace.events):
-            first, last = int(events.cycle.min()), int(events.cycle.max())
+        if self.event_cycles:
+            first, last = self.event_cycles
             loose: dict[str, list[float]] = {}
             for name, pj in self.events.items():
                 loose.setdefault(group(name), []).append(pj)

@@ -52,6 +52,9 @@ class Memory:
     access_ns: Value
 
 
+_Key = tuple[str, str, int, int, int]
+
+
 @dataclass(frozen=True)
 class _Point:
     """A request on one axis: the points around it, and how far it is from the lower one (0 to 1)."""
@@ -86,8 +89,8 @@ class Grid:
         Of `COSTS`.
     leakage_factor : dict of str to dict of int to float
         By cell and temperature (K), leakage over that at `temperature_k`.
-    points : dict of (cell, ports, width_bits, banks, capacity) to tuple of float
-        `COSTS` of each.
+    points, held_out : dict of (cell, ports, width_bits, banks, capacity) to tuple of float
+        `COSTS` of each; what is held out is not interpolated from.
     """
 
     name: str
@@ -97,7 +100,8 @@ class Grid:
     status: str
     units: tuple[str, ...]
     leakage_factor: dict[str, dict[int, float]]
-    points: dict[tuple[str, str, int, int, int], tuple[float, ...]]
+    points: dict[_Key, tuple[float, ...]]
+    held_out: dict[_Key, tuple[float, ...]]
 
     def axes(self, cell: str, ports: str) -> tuple[list[int], list[int], list[int]]:
         """Widths (bits), numbers of banks and capacities (bytes) of one kind of memory."""
@@ -207,9 +211,16 @@ class Grid:
         at = max(1, min(bisect_right(known, temperature_k), len(known) - 1))
         low, high = known[at - 1], known[at]
         share = (temperature_k - low) / (high - low)
-        return math.exp(
-            (1 - share) * math.log(factors[low]) + share * math.log(factors[high])
-        )
+        return math.exp((1 - share) * math.log(factors[low]) + share * math.log(factors[high]))
+
+    def errors(self) -> dict[str, list[float]]:
+        """By value of `COSTS`, relative errors of the interpolation at what is held out."""
+        out: dict[str, list[float]] = {key: [] for key in COSTS}
+        for (cell, ports, width, banks, size), costs in self.held_out.items():
+            found = self.memory("weights", size, width, banks, cell, ports)
+            for key, wanted in zip(COSTS, costs, strict=True):
+                out[key].append(abs(getattr(found, key).value / wanted - 1))
+        return out
 
     @classmethod
     def load(cls, name: str) -> Grid:
@@ -236,12 +247,17 @@ def _read(name: str) -> Grid:
         plain["name"], plain["technology_nm"], plain["temperature_k"], plain["source"],
         plain["status"], tuple(plain["units"][1:]),
         {cell: {int(t): v for t, v in by.items()} for cell, by in plain["leakage_factor"].items()},
-        {
-            (part["cell"], part["ports"], part["width_bits"], part["banks"], size): tuple(costs)
-            for part in plain["grid"]
-            for size, *costs in part["rows"]
-        },
+        _points(plain["grid"]),
+        _points(plain["held_out"]),
     )  # fmt: skip
+
+
+def _points(parts: list[dict[str, Any]]) -> dict[_Key, tuple[float, ...]]:
+    return {
+        (part["cell"], part["ports"], part["width_bits"], part["banks"], size): tuple(costs)
+        for part in parts
+        for size, *costs in part["rows"]
+    }
 
 
 _PRESETS = resources.files("epur_emu") / "data" / "sram"

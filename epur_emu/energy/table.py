@@ -282,15 +282,18 @@ def _plain(text: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` where it says something, else `below`; a value is taken whole, memories are added."""
+    """`above` where it says something, else `below`; a value is taken whole.
+
+    Memories are added to those below, or take the place of the same; an empty list leaves none.
+    """
     out = dict(below)
     for key, value in above.items():
         old = below.get(key)
-        if key == "memories" and isinstance(value, list) and isinstance(old, list):
+        if key == "memories" and value and isinstance(value, list) and isinstance(old, list):
             size = ("kind", "capacity_bytes", "width_bits", "banks", "cell", "ports")
             new = [tuple(m.get(k) for k in size) for m in value if isinstance(m, dict)]
             out[key] = [m for m in old if tuple(m.get(k) for k in size) not in new] + value
-        elif isinstance(value, dict) and isinstance(old, dict) and "value" not in value:
+        elif isinstance(value, dict) and isinstance(old, dict) and "value" not in (*value, *old):
             out[key] = _laid_over(old, value)
         else:
             out[key] = value
@@ -363,6 +366,9 @@ class _Reader(Reader):
             for name, formats in self.mapping(given["operations"], "operations").items()
             for fmt, entry in self.mapping(formats, f"operations.{name}").items()
         )
+        cacti = dict(self.mapping(given["cacti"], "cacti"))
+        if "temperature_k" in cacti:
+            self.count(cacti["temperature_k"], "cacti.temperature_k")
         return EnergyTable(
             name=self.text(given["name"], "name"),
             cell=self.text(given["cell"], "cell"),
@@ -373,10 +379,10 @@ class _Reader(Reader):
             cells=cells,
             operation_scale=self.value(given["operation_scale"], "operation_scale"),
             register=self.value(given["register"], "register"),
-            sram=given["sram"] and self.text(given["sram"], "sram"),
+            sram="" if given["sram"] == "" else self.text(given["sram"], "sram"),
             memories=memories,
             operations=operations,
             dram=self.dram(given["dram"]),
             logic=self.logic(given["logic"]),
-            cacti=dict(self.mapping(given["cacti"], "cacti")),
+            cacti=cacti,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from epur_emu.energy.model import PJ_PER_MW_SECOND, Priced
+from epur_emu.energy.model import PJ_PER_MW_SECOND, Priced, single
 from epur_emu.energy.report import group
 from epur_emu.energy.table import EnergyTable
 from epur_emu.errors import TraceError
@@ -70,12 +71,14 @@ def timeline(trace: Trace, table: EnergyTable, parts: int = 400) -> Timeline:
             energy[group(stream.component)] += share * pj
         for unit, pj in units.items():
             energy[unit] += _feeding(phase, spread, unit, widths) * pj
-    if len(events := trace.events):
-        for index, (name, pj) in enumerate(priced.events.items()):
-            own = np.minimum(events.cycle[events.component == index], trace.cycles - 1)
-            if own.size:
-                counts, _ = np.histogram(own, bounds)
-                energy[group(name)] += counts / own.size * pj
+    counts = {place.name: np.zeros(widths.size) for place in priced.places}
+    for events in single(trace):
+        cycles = np.minimum(events.cycle, trace.cycles - 1)
+        for index, name in enumerate(counts):
+            counts[name] += np.histogram(cycles[events.component == index], bounds)[0]
+    for name, count in counts.items():
+        if count.any():
+            energy[group(name)] += count / count.sum() * priced.events[name]
     energy["static"] += report.static_pj * widths
     scale = 1 / (PJ_PER_MW_SECOND * report.seconds * widths)
     return Timeline(edges, report.seconds, {name: pj * scale for name, pj in energy.items()})
@@ -87,8 +90,8 @@ def _shares(stream: AccessStream, bounds: list[int]) -> Doubles:
         out = np.zeros(len(bounds) - 1)
         out[-1] = 1.0
         return out
-    first = int(np.searchsorted(bounds, stream.cycle, "right")) - 1
-    last = int(np.searchsorted(bounds, stream.last_cycle, "right"))
+    first = bisect_right(bounds, stream.cycle) - 1
+    last = bisect_right(bounds, stream.last_cycle)
     done = np.zeros(len(bounds))
     done[last:] = stream.accesses
     for part in range(first + 1, min(last, len(bounds) - 1)):

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from epur_emu.energy import EnergyTable, Report, timeline
-from epur_emu.energy.timeline import Timeline
+from epur_emu.energy import EnergyTable, Report, Timeline, timeline
 from epur_emu.plots import COLOURS, figure, save
 from epur_emu.trace import Trace
 
-#: One colour for each group of components, in every figure.
+#: One colour for each group of components, in every figure; the lowest of a stack first.
 GROUP_COLOURS = {
-    "weights": COLOURS[0], "intermediate": COLOURS[5], "inputs": COLOURS[2], "row": COLOURS[6],
-    "dram": COLOURS[3], "dpu": COLOURS[1], "mu": COLOURS[4], "link": COLOURS[7],
-    "static": "0.75",
+    "static": "0.75", "weights": COLOURS[0], "row": COLOURS[6], "inputs": COLOURS[2],
+    "intermediate": COLOURS[5], "dpu": COLOURS[1], "mu": COLOURS[4], "link": COLOURS[7],
+    "dram": COLOURS[3],
 }  # fmt: skip
 
 #: Prefixes of joule and the power of ten of pJ that each stands for.
@@ -54,9 +53,8 @@ def draw_power(axes: Any, over_time: Timeline, report: Report) -> None:
     """Power of each group of components over the run's cycles, one upon the other."""
     cycles = over_time.cycles
     bottom = np.zeros(cycles.size - 1)
-    order = ["static", *sorted(over_time.power_mw.keys() - {"static"}, key=_place)]
-    for name in order:
-        power = over_time.power_mw[name]
+    for name in GROUP_COLOURS:
+        power = over_time.power_mw.get(name, np.zeros(1))
         if not power.any():
             continue
         axes.stairs(
@@ -65,6 +63,8 @@ def draw_power(axes: Any, over_time: Timeline, report: Report) -> None:
         )  # fmt: skip
         bottom = bottom + power
     axes.set_xlim(0, cycles[-1])
+    axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylim(0, None)
     axes.set_xlabel(f"cycle   (the run takes {report.seconds * 1e3:.4g} ms)")
     axes.set_ylabel("power (mW)")
@@ -72,6 +72,7 @@ def draw_power(axes: Any, over_time: Timeline, report: Report) -> None:
     axes.annotate(
         f"average {report.average_mw:.0f} mW", (1, report.average_mw), (0, 3),
         xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=8,
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
@@ -89,8 +90,8 @@ def draw_bars(axes: Any, report: Report) -> None:
     places = range(len(groups))
     axes.barh(places, dynamic, color=COLOURS[0], label="dynamic")
     axes.barh(
-        places, static, left=dynamic, color=COLOURS[1], hatch="///", edgecolor="white", linewidth=0,
-        label="static",
+        places, static, left=dynamic, color=COLOURS[1], hatch="///", edgecolor="white",
+        linewidth=0, label="static",
     )  # fmt: skip
     axes.set_yticks(places, [name for name, _ in groups])
     total = report.total_pj or 1.0
@@ -105,7 +106,3 @@ def draw_bars(axes: Any, report: Report) -> None:
     axes.set_title(f"{report.total_pj / scale:.4g} {unit}, table {report.table}", fontsize=10)
     axes.margins(x=0.08)
     axes.legend(loc="lower right", frameon=False)
-
-
-def _place(name: str) -> int:
-    return list(GROUP_COLOURS).index(name)
