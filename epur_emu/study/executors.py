@@ -18,6 +18,9 @@ from typing import Any
 
 from epur_emu.errors import StudyError
 
+#: Calls for each thread of a cluster, whose scheduler takes its time between one and the next.
+AHEAD = 4
+
 
 class Here(Executor):
     """Calls in this process, each as it is submitted."""
@@ -44,12 +47,16 @@ class Processes(Executor):
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit to a pool that lives."""
+        # A process that begins here inherits that it is not interrupted before `_begin` runs.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return self._pool.submit(call, *args, **kwargs)
         except BrokenProcessPool:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = self._new()
             return self._pool.submit(call, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes, with what they are at where `cancel_futures` is given."""
@@ -74,7 +81,7 @@ def _begin() -> None:
 
 @contextmanager
 def executor(jobs: int = 1, dask: str | None = None) -> Iterator[tuple[Executor, int]]:
-    """An executor, and how many calls it can have at once.
+    """An executor, and how many calls it should have at once so that none of its processes waits.
 
     Parameters
     ----------
@@ -93,7 +100,7 @@ def executor(jobs: int = 1, dask: str | None = None) -> Iterator[tuple[Executor,
         return
     pool: Executor = Here() if jobs == 1 else Processes(jobs)
     try:
-        yield pool, jobs
+        yield pool, jobs + (jobs > 1)
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
@@ -120,7 +127,7 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
         threads = sum(client.nthreads().values())
         if not threads:
             raise StudyError("--dask", repr(address), "has no worker", "start one: dask worker")
-        yield pool, threads
+        yield pool, AHEAD * threads
     except BaseException:
         pool.shutdown(wait=False)
         raise

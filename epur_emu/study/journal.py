@@ -180,9 +180,9 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
+    if line[:9] != b"%08x " % zlib.crc32(line[9:]):
+        return None
     try:
-        if int(line[:8], 16) != zlib.crc32(line[9:]):
-            return None
         record = json.loads(line[9:])
     except ValueError:
         return None

@@ -203,6 +203,8 @@ class _Reader:
                 raise self.bad("models.model", "is missing", 'write {model = "NAME"}')
             for fields in tables(table, "models"):
                 own = dict(options)
+                if "inputs" in fields:  # these are for random inputs
+                    own |= {"steps": None, "seed": None}
                 for key in own:
                     own[key] = self.count(fields, key, own[key], int(key != "seed"))
                 inputs = fields.get("inputs")

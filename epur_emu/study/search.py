@@ -253,6 +253,8 @@ def find(
         ended = state.run()
     except _FullError:
         ended = "most evaluations"
+        for levels in state.known:
+            state.take(levels)
     count = len(state.known)
     if state.best is None:
         return Found(None, {}, None, None, None, count, ended)

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def study(
     """
     if isinstance(source, Study):
         plan = source
+        if limit is not None:
+            plan = replace(plan, models=tuple(replace(c, limit=limit) for c in plan.models))
     elif isinstance(source, Mapping):
         plan = Study.of(source, limit=limit)
     else:
@@ -183,7 +186,7 @@ class Runner:
     journal : Journal
     pool : Executor
     width : int
-        Calls that it can have at once.
+        Calls that it should have at once.
     bar : tqdm
     """
 
@@ -202,19 +205,17 @@ class Runner:
         known = self.journal.results
         by_key = {unit.key: unit for unit in units}
         self.seen |= by_key.keys()
-        waiting = [unit for key, unit in by_key.items() if key not in known]
+        waiting = {key: unit for key, unit in by_key.items() if key not in known}
         self.bar.total = len(self.seen)
         self.bar.n = len(self.seen) - len(waiting)
         self.bar.refresh()
         running: dict[Future[tuple[Plain, float]], Unit] = {}
         tries: Counter[str] = Counter()
-        # One more than can run, so that none waits for the next; in this process one at a time.
-        most = self.width + (self.width > 1)
         try:
             while waiting or running:
-                ready = [u for u in waiting if u.needs is None or u.needs in known]
-                for unit in ready[: max(0, most - len(running))]:
-                    waiting.remove(unit)
+                ready = (u for u in waiting.values() if u.needs is None or u.needs in known)
+                for unit in list(islice(ready, max(0, self.width - len(running)))):
+                    del waiting[unit.key]
                     given = None if unit.needs is None else known[unit.needs]
                     running[self.pool.submit(timed, unit, given, __version__)] = unit
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -224,7 +225,7 @@ class Runner:
                     if error is None:
                         self.keep(unit, future.result())
                     elif lost(error):
-                        waiting.insert(0, unit)
+                        waiting = {unit.key: unit, **waiting}
                         tries[unit.key] += 1
                         if tries[unit.key] == TRIES:
                             raise StudyError(
