@@ -205,6 +205,8 @@ class Arithmetic:
         else:
             place = max(math.frexp(largest)[1] - 1, self.mu.min_exponent)
             unit = Fraction(2) ** (place - self.mu.mantissa_bits)
+            if not self.mu.subnormals and largest < self.mu.min_normal:
+                return 0.0
         return float(min(Fraction(largest) // unit * unit, self.mu.max))
 
     @property

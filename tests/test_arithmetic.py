@@ -38,6 +38,9 @@ def test_limits_worked_out_by_hand():
     assert replace(EPUR, clamp=3.3).limit == 3.298828125
     assert replace(EPUR, activation="exact", clamp=1e9).limit == 65504.0
     assert replace(EPUR, mu=parse("q3.2"), activation="exact").limit == 7.75
+    # 0.5 lies below the least normal value, which is 1.
+    assert replace(EPUR, mu=parse("e2m1"), activation="exact", clamp=0.5).limit == 0.5
+    assert replace(EPUR, mu=parse("e2m1-nosub"), activation="exact", clamp=0.5).limit == 0.0
 
 
 def test_presets():
