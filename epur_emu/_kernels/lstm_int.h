@@ -17,7 +17,7 @@
 #define GROUP (ROWS * 64)     /* bytes of a group of inputs */
 #define VECTORS 32            /* that stay in the cache together */
 #define AHEAD 4096            /* bytes to prefetch: one vector alone waits for its weights */
-#define TILE 4                /* vectors that share one reading of the weights */
+#define TILE (VW == 16 ? 8 : 4) /* vectors that share one reading of the weights */
 #define WORDS (BLOCK / 2)     /* int32 operands of a block of inputs */
 #define HALF (WORDS / 2)
 
