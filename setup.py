@@ -38,7 +38,7 @@ def kernel(name: str, sources: list[str], *headers: str) -> Extension:
 extensions = [
     kernel(
         "lstm",
-        [*levels("lstm"), *levels("lstm_int"), "pass.c", "exact.c"],
+        [*levels("lstm"), *levels("lstm_int"), "lstm_int_vnni.c", "pass.c", "exact.c"],
         "cpu.h",
         "simd.h",
         "simd_int.h",
@@ -56,7 +56,7 @@ extensions = [
     kernel("rounding", levels("rounding"), "cpu.h", "rounding.h", "rounding_api.h"),
     kernel(
         "integer",
-        levels("lstm_int"),
+        [*levels("lstm_int"), "lstm_int_vnni.c"],
         "cpu.h",
         "simd.h",
         "simd_int.h",

@@ -107,7 +107,10 @@ def peers(
     """Functions that give all time steps' outputs, by the peer's name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a future move of this function
-        quantised = torch.ao.quantization.quantize_dynamic(module, {torch.nn.LSTM}, torch.qint8)
+        # It replaces what lies in a module, not the module itself.
+        (quantised,) = torch.ao.quantization.quantize_dynamic(
+            torch.nn.Sequential(module), {torch.nn.LSTM}, torch.qint8
+        )
     batch = torch.from_numpy(x)[:, None]
 
     def by_torch(model: torch.nn.Module) -> F32:

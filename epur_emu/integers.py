@@ -160,7 +160,7 @@ def input_codes(
         Largest magnitude, taken as float32.
     counts : Counts, optional
         Added to.
-    level : {"scalar", "avx2", "avx512"}, optional
+    level : {"scalar", "avx2", "avx512", "avx512vnni"}, optional
         All give the same codes.
 
     Returns
@@ -272,7 +272,7 @@ class IntegerMatrix:
         accumulators : FixedFormat, or one for each gate
             Signed, without fraction bits: the width, and what a sum out of range does. Under ``raise`` it
             saturates here, and the caller raises.
-        level : {"scalar", "avx2", "avx512"}, optional
+        level : {"scalar", "avx2", "avx512", "avx512vnni"}, optional
             All give the same sums.
 
         Returns

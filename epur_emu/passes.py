@@ -617,7 +617,7 @@ def _group(
         "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "narrows": not innocuous or flushes,
-        "limit": min(top / growth - near_zero, SAFE), "least_product": least_product,
+        "limit": min(top, SAFE) / growth - near_zero, "least_product": least_product,
         "chain": (order_of[0] if a.product != FP32 else 0.0, *order_of[1:], 1.5 * normal, normal),
         "operand": (
             _operand(a.input, None, a.product, ranges[0]),

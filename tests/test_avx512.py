@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parent / "epur_emu" / "_kernels"
 FLAGS = [
     "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-mavx2", "-mf16c", "-mfma", "-fPIC",
-    "-w", "-shared",
+    "-w", "-shared", "-Ddot_int_vnni=dot_int_avx512", "-Dinput_codes_vnni=input_codes_avx512",
 ]  # fmt: skip
 
 pytestmark = [

@@ -9,9 +9,9 @@
  * there v lies within 1/8 of a place of r; where it leaves it upwards (C v + v) its last place doubles, which is harmless if
  * X is even, as it is for a product of two values of 11 bits.
  *   sum      s = a + b;  r = C s - round(C s - s)                     for any float32 s
- *   product  p = w x;  t = max(|p|, 1.5 least normal);  r = round(C t + p) - C t
+ *   product  p = w x;  t = C max(|p|, 1.5 least normal);  r = round(t + p) - t
  * where below 1.5 least normal the sum has the format's least place as its last. A sum below the normal range is a multiple of
- * that place and exact. C = 1 in the first and C = 0 in the second leave v as it is: float32. Neither form overflows to
+ * that place and exact. C = 1 in the first and C = 0 in the second leave v as it is: float32. Neither form, nor C x, overflows to
  * infinity, and no product may underflow in float32: the caller proves both beforehand. A zero may come out with either sign.
  */
 
@@ -25,6 +25,8 @@
 #define LANES (LOCK * VW)
 /* Vectors that share one conversion of the weights. */
 #define TILE 32
+/* Codes to prefetch beyond those in use. */
+#define AHEAD 1024
 #define ALIGNED __attribute__((aligned(64)))
 #define EACH for (int i = 0; i < LOCK; i++)
 
@@ -76,13 +78,20 @@ INLINE void widen(float *wide, const matrix *m, const int32_t *order, ptrdiff_t 
     }
 }
 
-INLINE void products(vf *p, const vf *w, float x, const chain *k, vc *below) {
-    vf t[LOCK], q[LOCK];
-    EACH q[i] = vf_mul(w[i], vf_set(x));
-    EACH t[i] = vf_max(vf_abs(q[i]), vf_set(k->least));
-    EACH p[i] = vf_madd(t[i], vf_set(k->product), q[i]);
-    EACH p[i] = vf_nmadd(t[i], vf_set(k->product), p[i]);
-    if (below) EACH *below = vc_add(*below, vm_and(vf_lt(vf_abs(q[i]), vf_set(k->normal)), vf_ne(p[i], q[i])));
+/* x and C x of one sub-vector. */
+typedef struct {
+    const float *x, *scaled;
+} inputs;
+
+INLINE void products(vf *p, const vf *w, const inputs *in, int j, const chain *k, vc *below) {
+    vf t[LOCK];
+    EACH t[i] = vf_absmax(vf_mul(w[i], vf_set(in->scaled[j])), vf_set(k->least * k->product));
+    EACH p[i] = vf_sub(vf_madd(w[i], vf_set(in->x[j]), t[i]), t[i]);
+    if (below)
+        EACH {
+            const vf q = vf_mul(w[i], vf_set(in->x[j]));
+            *below = vc_add(*below, vm_and(vf_lt(vf_abs(q), vf_set(k->normal)), vf_ne(p[i], q)));
+        }
 }
 
 INLINE void pairs(vf *a, const vf *b, float c) {
@@ -117,16 +126,16 @@ INLINE void upper(int step, float *level, float *acc, const chain *k) {
 /* One sub-vector, pipelined: its products and their adjacent sums go to `now`, while the tree of the sub-vector before,
  * in `was`, is finished into `acc`, so that every operand is ready by the time it is wanted. */
 #define TWO_PAIRS(load, g)                                                          \
-    load(w, at, from, 4 * (g)), products(a, w, x[4 * (g)], k, below);                \
+    load(w, at, from, 4 * (g)), products(a, w, in, 4 * (g), k, below);                \
     upper(2 * (g), was, acc, k);                                                    \
     if (g) pairs(c, d, k->tree), put(now + (2 * (g)-1) * LANES, c);                  \
-    load(w, at, from, 4 * (g) + 1), products(b, w, x[4 * (g) + 1], k, below);        \
-    load(w, at, from, 4 * (g) + 2), products(c, w, x[4 * (g) + 2], k, below);        \
+    load(w, at, from, 4 * (g) + 1), products(b, w, in, 4 * (g) + 1, k, below);        \
+    load(w, at, from, 4 * (g) + 2), products(c, w, in, 4 * (g) + 2, k, below);        \
     upper(2 * (g) + 1, was, acc, k);                                                \
     pairs(a, b, k->tree), put(now + 2 * (g)*LANES, a);                               \
-    load(w, at, from, 4 * (g) + 3), products(d, w, x[4 * (g) + 3], k, below);
+    load(w, at, from, 4 * (g) + 3), products(d, w, in, 4 * (g) + 3, k, below);
 #define DEFINE_TREE(name, type, load)                                                                         \
-    INLINE void name(float *now, float *was, float *acc, const type *at, ptrdiff_t from, const float *x, \
+    INLINE void name(float *now, float *was, float *acc, const type *at, ptrdiff_t from, const inputs *in, \
                             const chain *k, vc *below) {                                                      \
         vf w[LOCK], a[LOCK], b[LOCK], c[LOCK], d[LOCK];                                                       \
         TWO_PAIRS(load, 0)                                                                                    \
@@ -139,12 +148,23 @@ DEFINE_TREE(tree_half, codes, load_half)
 DEFINE_TREE(tree_top, codes, load_top)
 DEFINE_TREE(tree_wide, float, load_wide)
 
+INLINE void scale(float *to, const float *x, float by) {
+    for (int j = 0; j < 16; j += VW) vf_store(to + j, vf_mul(vf_load(x + j), vf_set(by)));
+}
+
+/* One vector alone waits for its weights. */
+INLINE void ahead(const codes *at, ptrdiff_t s) {
+    for (int r = 0; r < LOCK_ROWS; r++)
+        for (int k = 0; k < 256; k += 32) __builtin_prefetch(at->row[r] + s * 256 + AHEAD + k);
+}
+
 /* `counted` is a constant where this is called, so that the uncounted form has no trace of it. */
 INLINE void chain_rows(
     const matrix *m, const chain constants, const int32_t *order, ptrdiff_t count, const float *x, float *acc,
     ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, int counted, int64_t *underflow) {
     const chain *k = &constants;
     float wide[16 * LANES] ALIGNED, level[2][8 * LANES] ALIGNED;
+    float scaled[16] ALIGNED;
     float sums[TILE * LANES] ALIGNED; /* side by side, where rows of `acc` may share one cache set */
     for (ptrdiff_t r = 0; r < count; r += LOCK_ROWS) {
         for (int part = 0; part < LOCK_ROWS * VN; part += LOCK) { /* one, but for the scalar level */
@@ -169,16 +189,28 @@ INLINE void chain_rows(
                 if (used == 1 && m->store == HALF) {
                     xs += place[0] * 16;
                     for (ptrdiff_t s = 0; s < m->subs; s++, now ^= 1, xs += next)
-                        tree_half(level[now], level[now ^ 1], sums, &at, s * 256, xs, k, below);
+                        {
+                        const inputs in = {xs, scaled};
+                        scale(scaled, xs, k->product);
+                        ahead(&at, s);
+                        tree_half(level[now], level[now ^ 1], sums, &at, s * 256, &in, k, below);
+                    }
                 } else if (used == 1 && m->store == TOP) {
                     xs += place[0] * 16;
                     for (ptrdiff_t s = 0; s < m->subs; s++, now ^= 1, xs += next)
-                        tree_top(level[now], level[now ^ 1], sums, &at, s * 256, xs, k, below);
+                        {
+                        const inputs in = {xs, scaled};
+                        scale(scaled, xs, k->product);
+                        ahead(&at, s);
+                        tree_top(level[now], level[now ^ 1], sums, &at, s * 256, &in, k, below);
+                    }
                 } else {
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         widen(wide, &shifted, order + r, s); /* one conversion of the weights serves all vectors */
                         for (ptrdiff_t u = 0; u < used; u++, now ^= 1) {
-                            tree_wide(level[now], level[now ^ 1], before, wide, 0, xs + place[u] * 16, k, below);
+                            const inputs in = {xs + place[u] * 16, scaled};
+                            scale(scaled, in.x, k->product);
+                            tree_wide(level[now], level[now ^ 1], before, wide, 0, &in, k, below);
                             before = sums + u * LANES;
                         }
                     }

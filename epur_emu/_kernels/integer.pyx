@@ -15,7 +15,8 @@ cdef extern from * nogil:
     #include "lstm_int_api.h"
     #if defined(__x86_64__)
     #define EPUR_INT(level, name, ...) \\
-        ((level) == 2 ? name##_avx512(__VA_ARGS__) \\
+        ((level) == 3 ? name##_vnni(__VA_ARGS__) \\
+         : (level) == 2 ? name##_avx512(__VA_ARGS__) \\
          : (level) == 1 ? name##_avx2(__VA_ARGS__) : name##_scalar(__VA_ARGS__))
     #else
     #define EPUR_INT(level, name, ...) name##_scalar(__VA_ARGS__)
@@ -37,7 +38,7 @@ cdef extern from * nogil:
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
-LEVELS = ("scalar", "avx2", "avx512")[:epur_best() + 1]
+LEVELS = ("scalar", "avx2", "avx512", "avx512vnni")[:epur_best() + 1]
 
 #: Inputs of a block of packed weights.
 BLOCK = EPUR_INT_BLOCK

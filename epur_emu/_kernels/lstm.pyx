@@ -101,7 +101,7 @@ cdef extern from * nogil:
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
-LEVELS = ("scalar", "avx2", "avx512")[:epur_best() + 1]
+LEVELS = ("scalar", "avx2", "avx512", "avx512vnni")[:epur_best() + 1]
 
 
 cdef fmt format_of(values) except *:

@@ -6,7 +6,8 @@
  *
  * Signed bytes. The instruction multiplies unsigned bytes by signed ones. With m = -1 where x < 0, else 0:
  *   w x = (w ^ m) |x| + (x < 0 ? |x| : 0)
- * since w ^ -1 = -w - 1. The last term does not depend on w: one `offset` for all rows.
+ * since w ^ -1 = -w - 1. The last term does not depend on w: one `offset` for all rows. VNNI's instruction can't
+ * saturate and takes its signed bytes from x: w x = (w + 128) x - 128 x, where w + 128 is w ^ 128 as an unsigned byte.
  */
 #include "lstm_int_api.h"
 #include "simd_int.h"
@@ -16,11 +17,11 @@
 #define GROUP (ROWS * 64)     /* bytes of a group of inputs */
 #define VECTORS 32            /* that stay in the cache together */
 #define AHEAD 4096            /* bytes to prefetch: one vector alone waits for its weights */
-#define TILE 4                /* vectors that share one reading of the weights */
+#define TILE (VW == 16 ? 8 : 4) /* vectors that share one reading of the weights */
 #define WORDS (BLOCK / 2)     /* int32 operands of a block of inputs */
 #define HALF (WORDS / 2)
 
-/* One block of inputs of some vectors, ready for the multipliers: its int16, or its m and from HALF on its |x| as bytes
+/* One block of inputs of some vectors, ready for the multipliers: its int16, or its m and from HALF on its |x| (VNNI: x) as bytes
  * (narrow). */
 typedef struct {
     int32_t word[VECTORS][WORDS];
@@ -37,10 +38,19 @@ typedef struct {
     int64_t *seen;
 } job;
 
-/* |x| where x is negative, of n codes in all. */
+#if defined(VNNI)
+#define MASK(x) 0 /* not read */
+#define BYTE(x) (x)
+#define OFFSET(x) (-128 * (x))
+#else
+#define MASK(x) ((x) >> 15)
+#define BYTE(x) ((x) < 0 ? -(x) : (x))
+#define OFFSET(x) (-((x) & (x) >> 15))
+#endif
+
 static inline int32_t offset_of(const int16_t *x, ptrdiff_t n) {
     int32_t sum = 0;
-    for (ptrdiff_t k = 0; k < n; k++) sum -= x[k] & x[k] >> 15;
+    for (ptrdiff_t k = 0; k < n; k++) sum += OFFSET(x[k]);
     return sum;
 }
 
@@ -55,8 +65,8 @@ static void prepare(operands *to, int v, const int16_t *x, ptrdiff_t n, int narr
         return;
     }
     for (ptrdiff_t k = 0; k < n; k++) {
-        mask[k] = (int8_t)(x[k] >> 15);
-        magnitude[k] = (int8_t)(x[k] < 0 ? -x[k] : x[k]);
+        mask[k] = (int8_t)MASK(x[k]);
+        magnitude[k] = (int8_t)BYTE(x[k]);
     }
     memcpy(to->word[v], mask, (size_t)n);
     memcpy(to->word[v] + HALF, magnitude, (size_t)n);

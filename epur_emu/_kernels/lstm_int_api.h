@@ -51,6 +51,7 @@ EPUR_INT_API(_scalar)
 #if defined(__x86_64__)
 EPUR_INT_API(_avx2)
 EPUR_INT_API(_avx512)
+EPUR_INT_API(_vnni)
 #endif
 
 #endif

@@ -4,9 +4,12 @@
 #include "exact.h"
 
 #if defined(EPUR_X86)
-#define AT_LEVEL(level, name) ((level) == 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_scalar)
+/* VNNI is of use to integers only. */
+#define AT_INT_LEVEL(level, name) ((level) == 3 ? name##_vnni : AT_LEVEL(level, name))
+#define AT_LEVEL(level, name) ((level) >= 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_scalar)
 #else
 #define AT_LEVEL(level, name) name##_scalar
+#define AT_INT_LEVEL(level, name) name##_scalar
 #endif
 
 /* Finite codes only: weights that are not finite are stored as float32. */
@@ -67,7 +70,7 @@ static void operands(const operand *o, const float *v, float *to, ptrdiff_t coun
     case BLOCKED: blocked(o, v, to, count, n); return;
     default: {
         int64_t clipped[2] = {0, 0};
-        AT_LEVEL(level, input_codes)(v, codes, count, o->largest, o->alpha, clipped);
+        AT_INT_LEVEL(level, input_codes)(v, codes, count, o->largest, o->alpha, clipped);
         n->saturation += clipped[0];
         n->underflow += clipped[1];
         if (o->values)
@@ -147,7 +150,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                 memset(to + length, 0, (size_t)(inputs - length) * sizeof *to);
             }
             held = o;
-            AT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left);
+            AT_INT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left);
             k->n[ACCUMULATOR].saturation += left[0];
             k->n[ACCUMULATOR].raised += left[1] >= 0;
             if (left[1] >= 0 && *k->raised < 0) {
@@ -180,7 +183,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             double *b = bound + v * p->groups + g;
             *b = finite ? *b + q->norm[which] * top : INFINITY;
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
-            const int path = q->path == BY_CHAIN && lanes && safe ? BY_CHAIN
+            const int path = q->path == BY_CHAIN && lanes && safe && top * q->chain.product < INFINITY ? BY_CHAIN
                              : q->path <= BY_GENERAL && lanes     ? (safe && !p->counted ? SAFELY : BY_GENERAL)
                                                                   : BY_EXACT;
             r->chain[v] = path == BY_CHAIN, r->general[v] = path == BY_GENERAL, r->exact[v] = path == BY_EXACT;

@@ -16,7 +16,7 @@ cdef extern from * nogil:
     #include "rounding_api.h"
     #if defined(__x86_64__)
     #define EPUR_ROUND(level, name, ...) \\
-        ((level) == 2 ? name##_avx512(__VA_ARGS__) \\
+        ((level) >= 2 ? name##_avx512(__VA_ARGS__) \\
          : (level) == 1 ? name##_avx2(__VA_ARGS__) : name##_scalar(__VA_ARGS__))
     #else
     #define EPUR_ROUND(level, name, ...) name##_scalar(__VA_ARGS__)
@@ -43,7 +43,7 @@ cdef extern from * nogil:
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
-LEVELS = ("scalar", "avx2", "avx512")[:epur_best() + 1]
+LEVELS = ("scalar", "avx2", "avx512", "avx512vnni")[:epur_best() + 1]
 
 
 def round_float(int level, const float[::1] v, float[::1] out, int exponent_bits, int mantissa_bits, bint subnormals,

@@ -2,11 +2,12 @@
  * LEVEL_AVX512; vf holds VW float32 lanes, and a block of 16 neurons takes VN = 16 / VW of them.
  *
  *   vf_madd(a, b, c)  a * b + c, where a * b is exact, so that fused and separate operations agree
- *   vf_msub(a, b, c)  a * b - c, likewise;  vf_nmadd(a, b, c)  c - a * b, likewise
+ *   vf_msub(a, b, c)  a * b - c, likewise
  *   vf_half(h)        fp16 codes to float32
  *   vf_round(v, code) v rounded to fp16 (nearest even, gradual underflow, overflow to infinity); its codes
  *   vf_top(h)         codes of 16 bits, the upper halves of float32, to float32
  *   vf_fma(a, b, c)   a * b + c, rounded once, whatever a * b
+ *   vf_absmax(a, b)   the larger of |a| and b, which is not negative
  *   vf_and, vf_or, vf_xor  of the bits;  vf_topmost(a, b) the larger of two bit patterns without sign
  *   vf_min, vf_max    return the second operand if one is not a number
  *   vf_pick(m, a, b)  a where m is set, else b;  vm_any(m) whether any lane is set
@@ -66,9 +67,9 @@ static inline uint16_t float_to_half(float v) {
 #define vf_neg(a) (-(a))
 #define vf_madd(a, b, c) ((a) * (b) + (c))
 #define vf_msub(a, b, c) ((a) * (b) - (c))
-#define vf_nmadd(a, b, c) ((c) - (a) * (b))
 static inline vf vf_min(vf a, vf b) { return a < b ? a : b; }
 static inline vf vf_max(vf a, vf b) { return a > b ? a : b; }
+static inline vf vf_absmax(vf a, vf b) { return fabsf(a) > b ? fabsf(a) : b; }
 #define vf_half(p) half_to_float(*(p))
 static inline vf vf_round(vf v, uint16_t *code) {
     *code = float_to_half(v);
@@ -110,9 +111,9 @@ typedef __m256 vm;
 #define vf_neg(a) _mm256_xor_ps(_mm256_set1_ps(-0.0f), a)
 #define vf_madd(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define vf_msub(a, b, c) _mm256_fmsub_ps(a, b, c)
-#define vf_nmadd(a, b, c) _mm256_fnmadd_ps(a, b, c)
 #define vf_min(a, b) _mm256_min_ps(a, b)
 #define vf_max(a, b) _mm256_max_ps(a, b)
+#define vf_absmax(a, b) _mm256_max_ps(vf_abs(a), b)
 #define vf_half(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 static inline vf vf_round(vf v, uint16_t *code) {
     const __m128i h = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
@@ -161,7 +162,11 @@ static inline int64_t vc_sum(vc n) {
 typedef __m512 vf;
 typedef __mmask16 vm;
 #define VW 16
+#if defined(VNNI)
+#define LEVEL(name) name##_vnni
+#else
 #define LEVEL(name) name##_avx512
+#endif
 #define vf_load(p) _mm512_loadu_ps(p)
 #define vf_store(p, v) _mm512_storeu_ps(p, v)
 #define vf_set(s) _mm512_set1_ps(s)
@@ -174,9 +179,9 @@ typedef __mmask16 vm;
     _mm512_castsi512_ps(_mm512_xor_si512(_mm512_set1_epi32(INT32_MIN), _mm512_castps_si512(a)))
 #define vf_madd(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define vf_msub(a, b, c) _mm512_fmsub_ps(a, b, c)
-#define vf_nmadd(a, b, c) _mm512_fnmadd_ps(a, b, c)
 #define vf_min(a, b) _mm512_min_ps(a, b)
 #define vf_max(a, b) _mm512_max_ps(a, b)
+#define vf_absmax(a, b) _mm512_range_ps(a, b, 11) /* the larger magnitude, without sign */
 #define vf_half(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 static inline vf vf_round(vf v, uint16_t *code) {
     const __m256i h = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);

@@ -2,7 +2,7 @@
  *
  *   vi_pairs(a, w, x)     a plus two int16 products of each lane
  *   vi_fours(a, w, m, x)  a plus the four products of bytes (w ^ m) x of each lane, w ^ m signed, x unsigned and no
- *                         more than 127, so that two products stay below 2^15
+ *                         more than 127, so that two products stay below 2^15; with VNNI w ^ m unsigned, x signed
  *   vi_fold(a)            a where it is not negative, -1 - a else
  *   vi_differs(n, a, b)   n plus one in each lane where a and b differ
  */
@@ -68,9 +68,13 @@ typedef __m512i vi;
 #define vi_left(a, by) _mm512_slli_epi32(a, by)
 #define vi_right(a, by) _mm512_srai_epi32(a, by)
 #define vi_pairs(a, w, x) _mm512_add_epi32(a, _mm512_madd_epi16(w, x))
+#if defined(VNNI)
+#define vi_fours(a, w, m, x) _mm512_dpbusd_epi32(a, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), x)
+#else
 #define vi_fours(a, w, m, x)                                                                                    \
     _mm512_add_epi32(                                                                                           \
         a, _mm512_madd_epi16(_mm512_maddubs_epi16(x, _mm512_xor_si512(w, m)), _mm512_set1_epi16(1)))
+#endif
 
 #endif
 

@@ -21,6 +21,7 @@
 #define _mm512_add_ps(a, b) simde_mm512_add_ps(a, b)
 #define _mm512_sub_ps(a, b) simde_mm512_sub_ps(a, b)
 #define _mm512_mul_ps(a, b) simde_mm512_mul_ps(a, b)
+#define _mm512_range_ps(a, b, imm) simde_mm512_max_ps(simde_mm512_abs_ps(a), b) /* imm is 11 */
 #define _mm512_div_ps(a, b) simde_mm512_div_ps(a, b)
 #define _mm512_xor_si512(a, b) simde_mm512_xor_si512(a, b)
 #define _mm512_castps_si512(a) simde_mm512_castps_si512(a)
