@@ -456,8 +456,10 @@ def digest(value: Any) -> str:
 def _feed(found: _Hash, value: Any) -> None:
     """Each value with its kind and length, so that no two are told by the same bytes."""
     if is_dataclass(value) and not isinstance(value, type):
+        found.update(b"c")
         _feed(found, [type(value).__name__, *(getattr(value, f.name) for f in fields(value))])
     elif isinstance(value, Mapping):
+        found.update(b"m")
         _feed(found, [[key, value[key]] for key in sorted(value)])
     elif isinstance(value, list | tuple):
         found.update(b"l%d;" % len(value))
