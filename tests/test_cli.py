@@ -185,7 +185,7 @@ def test_a_trace_of_a_newer_version(capsys, run, tmp_path):
     path.write_bytes(whole)
     message = refused(capsys, "trace", "info", path)
     assert "version" in message
-    assert "2.0" in message
+    assert "3.0" in message
 
 
 def test_a_file_that_is_no_trace(capsys, tmp_path):
