@@ -180,7 +180,7 @@ def test_a_trace_cut_short_at_any_byte(capsys, run, tmp_path):
 def test_a_trace_of_a_newer_version(capsys, run, tmp_path):
     whole = bytearray(run[1].read_bytes())
     place = whole.index(b"1.0")
-    whole[place : place + 1] = b"2"
+    whole[place : place + 1] = b"3"
     path = tmp_path / "newer.h5"
     path.write_bytes(whole)
     message = refused(capsys, "trace", "info", path)
