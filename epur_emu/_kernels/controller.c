@@ -1,0 +1,366 @@
+/* The controller of `controller.h`.
+ *
+ * A channel's queue holds its next requests in their order. Each step finds, for every request, its next command and
+ * the first clock at which all constraints allow it; the earliest goes out, column commands before others, older
+ * requests before younger. A refresh that is due keeps its banks from commands until it is done.
+ */
+#include "controller.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define NEVER (-(INT64_C(1) << 61))
+#define FAR (INT64_C(1) << 62)
+
+static inline int64_t later(int64_t a, int64_t b) { return a > b ? a : b; }
+
+int epur_dram_bin(int64_t latency) {
+    if (latency < DRAM_FINE) return (int)latency;
+    const int doubling = 63 - __builtin_clzll((uint64_t)latency) - 4;
+    return doubling * DRAM_FINE + (int)(latency >> doubling);
+}
+
+int epur_dram_start(epur_dram *d) {
+    const dram_timing *t = &d->t;
+    const size_t banks = (size_t)(t->ranks * t->groups * t->banks), groups = (size_t)(t->ranks * t->groups);
+    d->channel = calloc((size_t)t->channels, sizeof *d->channel);
+    if (!d->channel) return DRAM_NO_MEMORY;
+    for (int64_t c = 0; c < t->channels; c++) {
+        dram_channel *ch = d->channel + c;
+        ch->queue = calloc((size_t)d->p.queue, sizeof *ch->queue);
+        ch->banks = calloc(banks, sizeof *ch->banks);
+        ch->groups = calloc(groups, sizeof *ch->groups);
+        ch->ranks = calloc((size_t)t->ranks, sizeof *ch->ranks);
+        if (!ch->queue || !ch->banks || !ch->groups || !ch->ranks) return DRAM_NO_MEMORY;
+        for (size_t b = 0; b < banks; b++) ch->banks[b].row = -1;
+        for (size_t g = 0; g < groups; g++) ch->groups[g] = (dram_group){NEVER, NEVER, NEVER};
+        for (int64_t r = 0; r < t->ranks; r++) {
+            dram_rank *k = ch->ranks + r;
+            k->act = k->read = k->write = k->pre = k->bank_refresh = NEVER;
+            for (int i = 0; i < 4; i++) k->acts[i] = NEVER;
+        }
+        ch->bus[0] = ch->bus[1] = -1;
+        ch->data_end = NEVER;
+    }
+    d->latency_least[0] = d->latency_least[1] = FAR;
+    return DRAM_DONE;
+}
+
+void epur_dram_free(epur_dram *d) {
+    for (int64_t c = 0; d->channel && c < d->t.channels; c++) {
+        free(d->channel[c].queue);
+        free(d->channel[c].banks);
+        free(d->channel[c].groups);
+        free(d->channel[c].ranks);
+    }
+    free(d->channel);
+}
+
+static inline int64_t bus_free(const epur_dram *d, const dram_channel *ch, int column, int64_t clocks) {
+    return ch->bus[column && d->t.buses > 1] + clocks;
+}
+
+static inline int64_t column_time(const epur_dram *d, const dram_channel *ch, const dram_request *q) {
+    const dram_timing *t = &d->t;
+    const dram_rank *rank = ch->ranks + q->rank;
+    const dram_group *group = ch->groups + q->group;
+    const int64_t data = q->write ? t->write_latency : t->read_latency;
+    int64_t at = bus_free(d, ch, 1, t->column_clocks);
+    at = later(at, ch->data_end + (ch->data_rank != q->rank ? t->rtrs : 0) - data);
+    if (q->write) {
+        at = later(at, ch->banks[q->bank].write_ok);
+        at = later(at, rank->read + t->rtw);
+        at = later(at, rank->write + t->ccd_s);
+        return later(at, group->write + t->ccd_l);
+    }
+    const int64_t written = t->write_latency + t->write_late + t->burst;
+    at = later(at, ch->banks[q->bank].read_ok);
+    at = later(at, rank->read + t->ccd_s);
+    at = later(at, group->read + t->ccd_l);
+    at = later(at, rank->write + written + t->wtr_s);
+    return later(at, group->write + written + t->wtr_l);
+}
+
+static inline int64_t act_time(const epur_dram *d, const dram_channel *ch, const dram_request *q) {
+    const dram_timing *t = &d->t;
+    const dram_rank *rank = ch->ranks + q->rank;
+    int64_t at = bus_free(d, ch, 0, t->act_clocks);
+    at = later(at, ch->banks[q->bank].act_ok);
+    at = later(at, rank->act + t->rrd_s);
+    at = later(at, ch->groups[q->group].act + t->rrd_l);
+    at = later(at, rank->acts[rank->next_act] + t->faw);
+    return later(at, rank->bank_refresh + t->rrefd);
+}
+
+static inline int64_t pre_time(const epur_dram *d, const dram_channel *ch, int32_t rank, int32_t bank) {
+    int64_t at = bus_free(d, ch, 0, d->t.pre_clocks);
+    at = later(at, ch->banks[bank].pre_ok);
+    return later(at, ch->ranks[rank].pre + d->t.ppd);
+}
+
+static void note(epur_dram *d, const dram_channel *ch, int64_t at, int kind, int64_t rank, int64_t bank, int64_t row,
+                 int64_t column, int64_t id) {
+    d->counts[kind]++;
+    if (!d->log) return;
+    int64_t *line = d->log + DRAM_LOG * d->log_used++;
+    const int64_t own = bank < 0 ? -1 : bank % (d->t.groups * d->t.banks);
+    line[0] = at;
+    line[1] = kind;
+    line[2] = ch - d->channel;
+    line[3] = rank;
+    line[4] = bank < 0 ? -1 : own / d->t.banks;
+    line[5] = bank < 0 ? -1 : own % d->t.banks;
+    line[6] = row;
+    line[7] = column;
+    line[8] = id;
+}
+
+static void close_bank(const epur_dram *d, dram_channel *ch, int64_t rank, int64_t bank, int64_t at) {
+    dram_rank *k = ch->ranks + rank;
+    ch->banks[bank].row = -1;
+    ch->banks[bank].act_ok = later(ch->banks[bank].act_ok, at + d->t.rp);
+    k->until = later(k->until, at);
+    if (--k->open == 0) k->active += k->until - k->since;
+}
+
+static void precharge(epur_dram *d, dram_channel *ch, int32_t rank, int32_t bank, int64_t at, int64_t id) {
+    note(d, ch, at, DRAM_PRE, rank, bank, ch->banks[bank].row, -1, id);
+    close_bank(d, ch, rank, bank, at);
+    ch->ranks[rank].pre = at;
+    ch->bus[0] = at;
+}
+
+static void activate(epur_dram *d, dram_channel *ch, const dram_request *q, int64_t at) {
+    const dram_timing *t = &d->t;
+    dram_bank *bank = ch->banks + q->bank;
+    dram_rank *rank = ch->ranks + q->rank;
+    note(d, ch, at, DRAM_ACT, q->rank, q->bank, q->row, -1, q->id);
+    bank->row = q->row;
+    bank->hits = 0;
+    bank->read_ok = at + t->rcd_read;
+    bank->write_ok = at + t->rcd_write;
+    bank->pre_ok = at + t->ras;
+    bank->act_ok = at + t->ras + t->rp;
+    rank->act = ch->groups[q->group].act = at;
+    rank->acts[rank->next_act] = at;
+    rank->next_act = (rank->next_act + 1) % 4;
+    if (rank->open++ == 0) rank->since = later(at, rank->until);
+    ch->bus[0] = at;
+}
+
+static void column(epur_dram *d, dram_channel *ch, int64_t place, int64_t at) {
+    const dram_timing *t = &d->t;
+    const dram_request q = ch->queue[place];
+    dram_bank *bank = ch->banks + q.bank;
+    const int write = q.write;
+    const int64_t begin = at + (write ? t->write_latency : t->read_latency);
+    const int64_t done = begin + t->burst + (write ? t->write_late : 0);
+    note(d, ch, at, (write ? DRAM_WR : DRAM_RD) + (d->p.closed ? DRAM_RDA - DRAM_RD : 0), q.rank, q.bank, q.row,
+         q.column, q.id);
+    d->hits[write] += bank->hits++ > 0;
+    bank->pre_ok = later(bank->pre_ok, write ? done + t->wr : at + t->rtp);
+    if (write)
+        ch->ranks[q.rank].write = ch->groups[q.group].write = at;
+    else
+        ch->ranks[q.rank].read = ch->groups[q.group].read = at;
+    if (d->p.closed) close_bank(d, ch, q.rank, q.bank, bank->pre_ok);
+    ch->bus[t->buses > 1] = at;
+    ch->data_end = begin + t->burst;
+    ch->data_rank = q.rank;
+    ch->end = later(ch->end, done);
+    const int64_t latency = done - q.arrival;
+    d->latency[write][epur_dram_bin(latency)]++;
+    d->latency_low[write] += (uint64_t)latency;
+    d->latency_high[write] += d->latency_low[write] < (uint64_t)latency;
+    if (latency < d->latency_least[write]) d->latency_least[write] = latency;
+    if (latency > d->latency_most[write]) d->latency_most[write] = latency;
+    ch->waiting--;
+    memmove(ch->queue + place, ch->queue + place + 1, (size_t)(ch->waiting - place) * sizeof *ch->queue);
+    ch->freed = at;
+}
+
+/* Units of refresh: ranks, or banks of all ranks, in turn; each has its own after every tREFI. */
+static inline int64_t units(const epur_dram *d) {
+    return d->t.ranks * (d->p.refresh == DRAM_PER_BANK ? d->t.groups * d->t.banks : 1);
+}
+
+static inline int64_t interval(const epur_dram *d) {
+    return d->p.refresh == DRAM_NO_REFRESH ? FAR : d->t.refi / units(d);
+}
+
+/* The next command of the refresh that is due at `due`, if its clock is not after `limit`; whether it went out. */
+static int refresh(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
+    const dram_timing *t = &d->t;
+    const int64_t each = t->groups * t->banks, unit = ch->refreshes % units(d);
+    const int whole = d->p.refresh == DRAM_ALL_BANK;
+    const int64_t rank = whole ? unit : unit / each;
+    const int64_t first = whole ? unit * each : unit, last = whole ? first + each : first + 1;
+    int64_t at = FAR, close = -1, ready = bus_free(d, ch, 0, t->refresh_clocks);
+    for (int64_t b = first; b < last; b++) {
+        ready = later(ready, ch->banks[b].act_ok);
+        if (ch->banks[b].row < 0) continue;
+        const int64_t own = pre_time(d, ch, (int32_t)rank, (int32_t)b);
+        if (later(own, due) < at) {
+            at = later(own, due);
+            close = b;
+        }
+    }
+    if (close >= 0) {
+        if (at > limit) return 0;
+        precharge(d, ch, (int32_t)rank, (int32_t)close, at, -1);
+        return 1;
+    }
+    at = later(ready, due);
+    if (!whole) {
+        at = later(at, ch->ranks[rank].act + t->rrd_s);
+        at = later(at, ch->ranks[rank].bank_refresh + t->rfc_bank);
+    }
+    if (at > limit) return 0;
+    note(d, ch, at, whole ? DRAM_REF : DRAM_REFPB, rank, whole ? -1 : unit, -1, -1, -1);
+    for (int64_t b = first; b < last; b++) ch->banks[b].act_ok = at + (whole ? t->rfc : t->rfc_bank);
+    if (!whole) ch->ranks[rank].bank_refresh = at;
+    ch->bus[0] = at;
+    ch->refreshes++;
+    return 1;
+}
+
+/* Refreshes that go out in idle time, each at its own clock, without one by one: none if commands are logged. */
+static void skip(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
+    const int64_t wait = interval(d), left = 2 * units(d) + 2, turns = (limit - due) / wait - left;
+    if (d->log || turns < 1 || ch->refreshes < left) return;
+    /* Refreshes must be the rule: none late, all banks closed for long. */
+    for (int64_t r = 0; r < d->t.ranks; r++)
+        if (ch->ranks[r].open) return;
+    for (int64_t b = 0; b < d->t.ranks * d->t.groups * d->t.banks; b++)
+        if (ch->banks[b].act_ok > due) return;
+    if (ch->bus[0] + d->t.refresh_clocks > due) return;
+    const int64_t slowest = d->p.refresh == DRAM_PER_BANK ? d->t.rfc_bank : d->t.rfc;
+    if (wait < slowest + d->t.refresh_clocks) return;
+    d->counts[d->p.refresh == DRAM_PER_BANK ? DRAM_REFPB : DRAM_REF] += (uint64_t)turns;
+    ch->refreshes += turns;
+}
+
+/* Whether an older request holds a column command back: the same burst is written, or the row has had its share. */
+static int held_back(const epur_dram *d, const dram_channel *ch, int64_t place) {
+    const dram_request *q = ch->queue + place;
+    const int full = ch->banks[q->bank].hits >= d->p.cap;
+    for (int64_t i = 0; i < place; i++) {
+        const dram_request *o = ch->queue + i;
+        if (o->bank != q->bank) continue;
+        if (o->row == q->row ? o->column == q->column && (o->write || q->write) : full) return 1;
+    }
+    return 0;
+}
+
+/* Whether a request may close the row that is open in its bank, at some clock. */
+static int may_close(const epur_dram *d, const dram_channel *ch, int64_t place, int64_t at) {
+    const dram_request *q = ch->queue + place;
+    const dram_bank *bank = ch->banks + q->bank;
+    for (int64_t i = 0; i < place; i++)
+        if (ch->queue[i].bank == q->bank) return 0;
+    if (d->p.scheduler == DRAM_IN_ORDER || bank->hits >= d->p.cap) return 1;
+    for (int64_t i = place + 1; i < ch->waiting && ch->queue[i].arrival <= at; i++)
+        if (ch->queue[i].bank == q->bank && ch->queue[i].row == bank->row) return 0;
+    return 1;
+}
+
+static int may_open(const dram_channel *ch, int64_t place) {
+    for (int64_t i = 0; i < place; i++)
+        if (ch->queue[i].bank == ch->queue[place].bank) return 0;
+    return 1;
+}
+
+static inline int refreshed(const epur_dram *d, const dram_channel *ch, const dram_request *q) {
+    return ch->refreshes % units(d) == (d->p.refresh == DRAM_PER_BANK ? q->bank : q->rank);
+}
+
+/* Issue the next command of a channel, for a request or a refresh. */
+static void step(epur_dram *d, dram_channel *ch) {
+    const int64_t due = d->p.refresh == DRAM_NO_REFRESH ? FAR : (ch->refreshes + 1) * interval(d);
+    int64_t best = FAR, chosen = -1;
+    int kind = DRAM_ACT;
+    for (int64_t i = 0; i < ch->waiting; i++) {
+        const dram_request *q = ch->queue + i;
+        const dram_bank *bank = ch->banks + q->bank;
+        if (bank->row == q->row) {
+            if (i && d->p.scheduler == DRAM_IN_ORDER) continue;
+            const int64_t at = later(column_time(d, ch, q), q->arrival + d->t.column_clocks - 1);
+            if (at > best || (at == best && kind == DRAM_RD)) continue;
+            if (at >= due && refreshed(d, ch, q)) continue;
+            if (i && held_back(d, ch, i)) continue;
+            best = at;
+            chosen = i;
+            kind = DRAM_RD;
+        } else if (bank->row >= 0) {
+            const int64_t at =
+                later(pre_time(d, ch, q->rank, q->bank), q->arrival + d->t.pre_clocks - 1);
+            if (at >= best || (at >= due && refreshed(d, ch, q)) || !may_close(d, ch, i, at)) continue;
+            best = at;
+            chosen = i;
+            kind = DRAM_PRE;
+        } else {
+            const int64_t at = later(act_time(d, ch, q), q->arrival + d->t.act_clocks - 1);
+            if (at >= best || (at >= due && refreshed(d, ch, q)) || !may_open(ch, i)) continue;
+            best = at;
+            chosen = i;
+            kind = DRAM_ACT;
+        }
+    }
+    if (best >= due) {
+        if (best < FAR) skip(d, ch, due, best);
+        if (refresh(d, ch, (ch->refreshes + 1) * interval(d), best)) return;
+    }
+    if (kind == DRAM_RD)
+        column(d, ch, chosen, best);
+    else if (kind == DRAM_PRE)
+        precharge(d, ch, ch->queue[chosen].rank, ch->queue[chosen].bank, best, ch->queue[chosen].id);
+    else
+        activate(d, ch, ch->queue + chosen, best);
+}
+
+static inline int64_t field(const dram_mapping *m, int which, uint64_t burst) {
+    return (int64_t)(burst >> m->shift[which]) & m->mask[which];
+}
+
+int epur_dram_feed(epur_dram *d, const int64_t *cycle, const int64_t *address, const int64_t *bytes, const uint8_t *op,
+                   ptrdiff_t n) {
+    const dram_mapping *m = &d->m;
+    const int64_t each = d->t.groups * d->t.banks;
+    for (; d->at < n; d->at++, d->part = 0) {
+        const uint64_t first = (uint64_t)address[d->at] >> m->burst_shift;
+        const uint64_t last = ((uint64_t)address[d->at] + (uint64_t)bytes[d->at] - 1) >> m->burst_shift;
+        for (; first + (uint64_t)d->part <= last; d->part++) {
+            const uint64_t burst = first + (uint64_t)d->part;
+            dram_channel *ch = d->channel + field(m, DRAM_CHANNEL, burst);
+            while (ch->waiting == d->p.queue) {
+                if (d->log && d->log_used == d->log_room) return DRAM_LOG_FULL;
+                step(d, ch);
+            }
+            dram_request *q = ch->queue + ch->waiting++;
+            q->row = field(m, DRAM_ROW, burst);
+            q->column = field(m, DRAM_COLUMN, burst);
+            q->rank = (int32_t)field(m, DRAM_RANK, burst);
+            int64_t bank = field(m, DRAM_GROUP, burst) * d->t.banks + field(m, DRAM_BANK, burst);
+            if (m->permuted) bank ^= q->row & (each - 1);
+            q->group = q->rank * (int32_t)d->t.groups + (int32_t)(bank / d->t.banks);
+            q->bank = q->rank * (int32_t)each + (int32_t)bank;
+            q->write = op[d->at] != 0;
+            q->id = (int64_t)d->requests++;
+            q->arrival = ch->freed;
+            if (d->p.numerator)
+                q->arrival =
+                    (int64_t)((unsigned __int128)cycle[d->at] * (uint64_t)d->p.numerator / (uint64_t)d->p.denominator);
+        }
+    }
+    d->at = 0;
+    return DRAM_DONE;
+}
+
+int epur_dram_flush(epur_dram *d) {
+    for (int64_t c = 0; c < d->t.channels; c++)
+        while (d->channel[c].waiting) {
+            if (d->log && d->log_used == d->log_room) return DRAM_LOG_FULL;
+            step(d, d->channel + c);
+        }
+    return DRAM_DONE;
+}
