@@ -1,8 +1,9 @@
 /* The controller of `controller.h`.
  *
- * A channel's queue holds its next requests in their order. Each step finds, for every request, its next command and
- * the first clock at which all constraints allow it; the earliest goes out, column commands before others, older
- * requests before younger. A refresh that is due keeps its banks from commands until it is done.
+ * A channel's queue holds its next requests, in a list for each bank. Each step finds, for every bank that has any, the
+ * commands that its requests need next and the first clock at which all constraints allow them; the earliest goes out,
+ * column commands before others, older requests before younger. A command that goes out puts off those behind it, in
+ * its bank, group and rank. A refresh that is due keeps its banks from commands until it is done.
  */
 #include "controller.h"
 
@@ -31,12 +32,14 @@ int epur_dram_start(epur_dram *d) {
         ch->banks = calloc(banks, sizeof *ch->banks);
         ch->groups = calloc(groups, sizeof *ch->groups);
         ch->ranks = calloc((size_t)t->ranks, sizeof *ch->ranks);
-        if (!ch->queue || !ch->banks || !ch->groups || !ch->ranks) return DRAM_NO_MEMORY;
-        for (size_t b = 0; b < banks; b++) ch->banks[b].row = -1;
-        for (size_t g = 0; g < groups; g++) ch->groups[g] = (dram_group){NEVER, NEVER, NEVER};
+        ch->spare = calloc((size_t)d->p.queue, sizeof *ch->spare);
+        ch->busy = calloc(banks, sizeof *ch->busy);
+        if (!ch->queue || !ch->banks || !ch->groups || !ch->ranks || !ch->spare || !ch->busy) return DRAM_NO_MEMORY;
+        for (int32_t i = 0; i < d->p.queue; i++) ch->spare[i] = i;
+        for (size_t b = 0; b < banks; b++) ch->banks[b].row = ch->banks[b].first = ch->banks[b].last = -1;
         for (int64_t r = 0; r < t->ranks; r++) {
             dram_rank *k = ch->ranks + r;
-            k->act = k->read = k->write = k->pre = k->bank_refresh = NEVER;
+            k->act = k->bank_refresh = NEVER;
             for (int i = 0; i < 4; i++) k->acts[i] = NEVER;
         }
         ch->bus[0] = ch->bus[1] = -1;
@@ -52,6 +55,8 @@ void epur_dram_free(epur_dram *d) {
         free(d->channel[c].banks);
         free(d->channel[c].groups);
         free(d->channel[c].ranks);
+        free(d->channel[c].spare);
+        free(d->channel[c].busy);
     }
     free(d->channel);
 }
@@ -60,42 +65,32 @@ static inline int64_t bus_free(const epur_dram *d, const dram_channel *ch, int c
     return ch->bus[column && d->t.buses > 1] + clocks;
 }
 
+static inline void put_off(int64_t *at, int64_t until) {
+    if (*at < until) *at = until;
+}
+
 static inline int64_t column_time(const epur_dram *d, const dram_channel *ch, const dram_request *q) {
     const dram_timing *t = &d->t;
-    const dram_rank *rank = ch->ranks + q->rank;
-    const dram_group *group = ch->groups + q->group;
-    const int64_t data = q->write ? t->write_latency : t->read_latency;
-    int64_t at = bus_free(d, ch, 1, t->column_clocks);
-    at = later(at, ch->data_end + (ch->data_rank != q->rank ? t->rtrs : 0) - data);
-    if (q->write) {
-        at = later(at, ch->banks[q->bank].write_ok);
-        at = later(at, rank->read + t->rtw);
-        at = later(at, rank->write + t->ccd_s);
-        return later(at, group->write + t->ccd_l);
-    }
-    const int64_t written = t->write_latency + t->write_late + t->burst;
-    at = later(at, ch->banks[q->bank].read_ok);
-    at = later(at, rank->read + t->ccd_s);
-    at = later(at, group->read + t->ccd_l);
-    at = later(at, rank->write + written + t->wtr_s);
-    return later(at, group->write + written + t->wtr_l);
+    const int write = q->write;
+    int64_t at = later(bus_free(d, ch, 1, t->column_clocks), q->arrival + t->column_clocks - 1);
+    at = later(at, ch->data_end + (ch->data_rank != q->rank ? t->rtrs : 0) -
+                       (write ? t->write_latency : t->read_latency));
+    at = later(at, ch->banks[q->bank].ok.column[write]);
+    at = later(at, ch->groups[q->group].column[write]);
+    return later(at, ch->ranks[q->rank].ok.column[write]);
 }
 
 static inline int64_t act_time(const epur_dram *d, const dram_channel *ch, const dram_request *q) {
-    const dram_timing *t = &d->t;
-    const dram_rank *rank = ch->ranks + q->rank;
-    int64_t at = bus_free(d, ch, 0, t->act_clocks);
-    at = later(at, ch->banks[q->bank].act_ok);
-    at = later(at, rank->act + t->rrd_s);
-    at = later(at, ch->groups[q->group].act + t->rrd_l);
-    at = later(at, rank->acts[rank->next_act] + t->faw);
-    return later(at, rank->bank_refresh + t->rrefd);
+    int64_t at = later(bus_free(d, ch, 0, d->t.act_clocks), q->arrival + d->t.act_clocks - 1);
+    at = later(at, ch->banks[q->bank].ok.act);
+    at = later(at, ch->groups[q->group].act);
+    return later(at, ch->ranks[q->rank].ok.act);
 }
 
 static inline int64_t pre_time(const epur_dram *d, const dram_channel *ch, int32_t rank, int32_t bank) {
     int64_t at = bus_free(d, ch, 0, d->t.pre_clocks);
     at = later(at, ch->banks[bank].pre_ok);
-    return later(at, ch->ranks[rank].pre + d->t.ppd);
+    return later(at, ch->ranks[rank].pre_ok);
 }
 
 static void note(epur_dram *d, const dram_channel *ch, int64_t at, int kind, int64_t rank, int64_t bank, int64_t row,
@@ -118,7 +113,7 @@ static void note(epur_dram *d, const dram_channel *ch, int64_t at, int kind, int
 static void close_bank(const epur_dram *d, dram_channel *ch, int64_t rank, int64_t bank, int64_t at) {
     dram_rank *k = ch->ranks + rank;
     ch->banks[bank].row = -1;
-    ch->banks[bank].act_ok = later(ch->banks[bank].act_ok, at + d->t.rp);
+    put_off(&ch->banks[bank].ok.act, at + d->t.rp);
     k->until = later(k->until, at);
     if (--k->open == 0) k->active += k->until - k->since;
 }
@@ -126,7 +121,7 @@ static void close_bank(const epur_dram *d, dram_channel *ch, int64_t rank, int64
 static void precharge(epur_dram *d, dram_channel *ch, int32_t rank, int32_t bank, int64_t at, int64_t id) {
     note(d, ch, at, DRAM_PRE, rank, bank, ch->banks[bank].row, -1, id);
     close_bank(d, ch, rank, bank, at);
-    ch->ranks[rank].pre = at;
+    ch->ranks[rank].pre_ok = at + d->t.ppd;
     ch->bus[0] = at;
 }
 
@@ -137,18 +132,40 @@ static void activate(epur_dram *d, dram_channel *ch, const dram_request *q, int6
     note(d, ch, at, DRAM_ACT, q->rank, q->bank, q->row, -1, q->id);
     bank->row = q->row;
     bank->hits = 0;
-    bank->read_ok = at + t->rcd_read;
-    bank->write_ok = at + t->rcd_write;
+    bank->ok.column[0] = at + t->rcd_read;
+    bank->ok.column[1] = at + t->rcd_write;
     bank->pre_ok = at + t->ras;
-    bank->act_ok = at + t->ras + t->rp;
-    rank->act = ch->groups[q->group].act = at;
+    bank->ok.act = at + t->ras + t->rp;
+    put_off(&ch->groups[q->group].act, at + t->rrd_l);
+    rank->act = at;
     rank->acts[rank->next_act] = at;
     rank->next_act = (rank->next_act + 1) % 4;
+    put_off(&rank->ok.act, later(at + t->rrd_s, rank->acts[rank->next_act] + t->faw));
     if (rank->open++ == 0) rank->since = later(at, rank->until);
     ch->bus[0] = at;
 }
 
-static void column(epur_dram *d, dram_channel *ch, int64_t place, int64_t at) {
+/* Take a request out of its bank's list and the queue. */
+static void take_out(dram_channel *ch, dram_bank *bank, int32_t place) {
+    const dram_request *q = ch->queue + place;
+    int32_t before = -1;
+    for (int32_t i = bank->first; i != place; i = ch->queue[i].next) before = i;
+    if (before < 0)
+        bank->first = q->next;
+    else
+        ch->queue[before].next = q->next;
+    if (bank->last == place) bank->last = before;
+    bank->waiting[q->write]--;
+    if (bank->first < 0) {
+        const int32_t moved = ch->busy[--ch->banks_busy];
+        ch->busy[bank->place] = moved;
+        ch->banks[moved].place = bank->place;
+    }
+    ch->spare[--ch->waiting] = place;
+    ch->served++;
+}
+
+static void column(epur_dram *d, dram_channel *ch, int32_t place, int64_t at) {
     const dram_timing *t = &d->t;
     const dram_request q = ch->queue[place];
     dram_bank *bank = ch->banks + q.bank;
@@ -159,10 +176,14 @@ static void column(epur_dram *d, dram_channel *ch, int64_t place, int64_t at) {
          q.column, q.id);
     d->hits[write] += bank->hits++ > 0;
     bank->pre_ok = later(bank->pre_ok, write ? done + t->wr : at + t->rtp);
-    if (write)
-        ch->ranks[q.rank].write = ch->groups[q.group].write = at;
-    else
-        ch->ranks[q.rank].read = ch->groups[q.group].read = at;
+    put_off(&ch->groups[q.group].column[write], at + t->ccd_l);
+    put_off(&ch->ranks[q.rank].ok.column[write], at + t->ccd_s);
+    if (write) {
+        put_off(&ch->groups[q.group].column[0], done + t->wtr_l);
+        put_off(&ch->ranks[q.rank].ok.column[0], done + t->wtr_s);
+    } else {
+        put_off(&ch->ranks[q.rank].ok.column[1], at + t->rtw);
+    }
     if (d->p.closed) close_bank(d, ch, q.rank, q.bank, bank->pre_ok);
     ch->bus[t->buses > 1] = at;
     ch->data_end = begin + t->burst;
@@ -174,8 +195,7 @@ static void column(epur_dram *d, dram_channel *ch, int64_t place, int64_t at) {
     d->latency_high[write] += d->latency_low[write] < (uint64_t)latency;
     if (latency < d->latency_least[write]) d->latency_least[write] = latency;
     if (latency > d->latency_most[write]) d->latency_most[write] = latency;
-    ch->waiting--;
-    memmove(ch->queue + place, ch->queue + place + 1, (size_t)(ch->waiting - place) * sizeof *ch->queue);
+    take_out(ch, bank, place);
     ch->freed = at;
 }
 
@@ -197,7 +217,7 @@ static int refresh(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
     const int64_t first = whole ? unit * each : unit, last = whole ? first + each : first + 1;
     int64_t at = FAR, close = -1, ready = bus_free(d, ch, 0, t->refresh_clocks);
     for (int64_t b = first; b < last; b++) {
-        ready = later(ready, ch->banks[b].act_ok);
+        ready = later(ready, ch->banks[b].ok.act);
         if (ch->banks[b].row < 0) continue;
         const int64_t own = pre_time(d, ch, (int32_t)rank, (int32_t)b);
         if (later(own, due) < at) {
@@ -217,8 +237,11 @@ static int refresh(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
     }
     if (at > limit) return 0;
     note(d, ch, at, whole ? DRAM_REF : DRAM_REFPB, rank, whole ? -1 : unit, -1, -1, -1);
-    for (int64_t b = first; b < last; b++) ch->banks[b].act_ok = at + (whole ? t->rfc : t->rfc_bank);
-    if (!whole) ch->ranks[rank].bank_refresh = at;
+    for (int64_t b = first; b < last; b++) ch->banks[b].ok.act = at + (whole ? t->rfc : t->rfc_bank);
+    if (!whole) {
+        ch->ranks[rank].bank_refresh = at;
+        put_off(&ch->ranks[rank].ok.act, at + t->rrefd);
+    }
     ch->bus[0] = at;
     ch->refreshes++;
     return 1;
@@ -232,7 +255,7 @@ static void skip(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
     for (int64_t r = 0; r < d->t.ranks; r++)
         if (ch->ranks[r].open) return;
     for (int64_t b = 0; b < d->t.ranks * d->t.groups * d->t.banks; b++)
-        if (ch->banks[b].act_ok > due) return;
+        if (ch->banks[b].ok.act > due) return;
     if (ch->bus[0] + d->t.refresh_clocks > due) return;
     const int64_t slowest = d->p.refresh == DRAM_PER_BANK ? d->t.rfc_bank : d->t.rfc;
     if (wait < slowest + d->t.refresh_clocks) return;
@@ -240,82 +263,101 @@ static void skip(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
     ch->refreshes += turns;
 }
 
-/* Whether an older request holds a column command back: the same burst is written, or the row has had its share. */
-static int held_back(const epur_dram *d, const dram_channel *ch, int64_t place) {
-    const dram_request *q = ch->queue + place;
-    const int full = ch->banks[q->bank].hits >= d->p.cap;
-    for (int64_t i = 0; i < place; i++) {
-        const dram_request *o = ch->queue + i;
-        if (o->bank != q->bank) continue;
-        if (o->row == q->row ? o->column == q->column && (o->write || q->write) : full) return 1;
-    }
-    return 0;
-}
-
-/* Whether a request may close the row that is open in its bank, at some clock. */
-static int may_close(const epur_dram *d, const dram_channel *ch, int64_t place, int64_t at) {
-    const dram_request *q = ch->queue + place;
-    const dram_bank *bank = ch->banks + q->bank;
-    for (int64_t i = 0; i < place; i++)
-        if (ch->queue[i].bank == q->bank) return 0;
-    if (d->p.scheduler == DRAM_IN_ORDER || bank->hits >= d->p.cap) return 1;
-    for (int64_t i = place + 1; i < ch->waiting && ch->queue[i].arrival <= at; i++)
-        if (ch->queue[i].bank == q->bank && ch->queue[i].row == bank->row) return 0;
-    return 1;
-}
-
-static int may_open(const dram_channel *ch, int64_t place) {
-    for (int64_t i = 0; i < place; i++)
-        if (ch->queue[i].bank == ch->queue[place].bank) return 0;
-    return 1;
-}
-
 static inline int refreshed(const epur_dram *d, const dram_channel *ch, const dram_request *q) {
     return ch->refreshes % units(d) == (d->p.refresh == DRAM_PER_BANK ? q->bank : q->rank);
+}
+
+/* The command that goes out next, as far as is known. */
+typedef struct {
+    int64_t clock, order, due;
+    int32_t place;
+    int kind; /* DRAM_RD stands for all column commands */
+} dram_choice;
+
+/* Take a command instead of the one chosen, if it goes before it. */
+static inline void offer(const epur_dram *d, const dram_channel *ch, dram_choice *best, int32_t place, int kind,
+                         int64_t at) {
+    const dram_request *q = ch->queue + place;
+    if (at > best->clock || (at >= best->due && refreshed(d, ch, q))) return;
+    if (at == best->clock) {
+        const int row = kind != DRAM_RD, other = best->kind != DRAM_RD;
+        if (row != other ? row : q->order > best->order) return;
+    }
+    best->clock = at;
+    best->order = q->order;
+    best->place = place;
+    best->kind = kind;
+}
+
+/* The oldest request of a bank that hits its open row, by direction; the same burst is read and written in order. */
+static int32_t oldest_hit(const dram_channel *ch, const dram_bank *bank, int write) {
+    const int mixed = bank->waiting[!write] > 0;
+    if (!bank->waiting[write]) return -1;
+    for (int32_t i = bank->first; i >= 0; i = ch->queue[i].next) {
+        const dram_request *q = ch->queue + i;
+        if (q->row != bank->row || q->write != write) continue;
+        int32_t o = mixed ? bank->first : i;
+        for (; o != i; o = ch->queue[o].next)
+            if (ch->queue[o].row == q->row && ch->queue[o].column == q->column && ch->queue[o].write != write) break;
+        if (o == i) return i;
+    }
+    return -1;
+}
+
+/* What a bank's requests need next, if a row is open; they may pass each other. */
+static void offer_open(const epur_dram *d, const dram_channel *ch, const dram_bank *bank, dram_choice *best) {
+    const dram_request *oldest = ch->queue + bank->first;
+    const int conflict = oldest->row != bank->row;
+    int64_t hit = FAR; /* first arrival of one that is let pass */
+    if (!conflict || bank->hits < d->p.cap)
+        for (int write = 0; write < 2; write++) {
+            const int32_t place = oldest_hit(ch, bank, write);
+            if (place < 0) continue;
+            const dram_request *q = ch->queue + place;
+            /* Behind an older request for another row, the row's share may be used up. */
+            if (!conflict && bank->hits >= d->p.cap) {
+                int32_t o = bank->first;
+                while (o != place && ch->queue[o].row == bank->row) o = ch->queue[o].next;
+                if (o != place) continue;
+            }
+            if (q->arrival < hit) hit = q->arrival;
+            offer(d, ch, best, place, DRAM_RD, column_time(d, ch, q));
+        }
+    if (!conflict) return;
+    const int64_t at =
+        later(pre_time(d, ch, oldest->rank, oldest->bank), oldest->arrival + d->t.pre_clocks - 1);
+    if (hit > at) offer(d, ch, best, bank->first, DRAM_PRE, at);
 }
 
 /* Issue the next command of a channel, for a request or a refresh. */
 static void step(epur_dram *d, dram_channel *ch) {
     const int64_t due = d->p.refresh == DRAM_NO_REFRESH ? FAR : (ch->refreshes + 1) * interval(d);
-    int64_t best = FAR, chosen = -1;
-    int kind = DRAM_ACT;
-    for (int64_t i = 0; i < ch->waiting; i++) {
-        const dram_request *q = ch->queue + i;
-        const dram_bank *bank = ch->banks + q->bank;
-        if (bank->row == q->row) {
-            if (i && d->p.scheduler == DRAM_IN_ORDER) continue;
-            const int64_t at = later(column_time(d, ch, q), q->arrival + d->t.column_clocks - 1);
-            if (at > best || (at == best && kind == DRAM_RD)) continue;
-            if (at >= due && refreshed(d, ch, q)) continue;
-            if (i && held_back(d, ch, i)) continue;
-            best = at;
-            chosen = i;
-            kind = DRAM_RD;
-        } else if (bank->row >= 0) {
-            const int64_t at =
-                later(pre_time(d, ch, q->rank, q->bank), q->arrival + d->t.pre_clocks - 1);
-            if (at >= best || (at >= due && refreshed(d, ch, q)) || !may_close(d, ch, i, at)) continue;
-            best = at;
-            chosen = i;
-            kind = DRAM_PRE;
-        } else {
-            const int64_t at = later(act_time(d, ch, q), q->arrival + d->t.act_clocks - 1);
-            if (at >= best || (at >= due && refreshed(d, ch, q)) || !may_open(ch, i)) continue;
-            best = at;
-            chosen = i;
-            kind = DRAM_ACT;
+    dram_choice best = {FAR, FAR, due, -1, DRAM_ACT};
+    for (int64_t i = 0; i < ch->banks_busy; i++) {
+        const dram_bank *bank = ch->banks + ch->busy[i];
+        const dram_request *q = ch->queue + bank->first;
+        if (bank->row < 0) {
+            offer(d, ch, &best, bank->first, DRAM_ACT, act_time(d, ch, q));
+        } else if (d->p.scheduler == DRAM_FR_FCFS) {
+            offer_open(d, ch, bank, &best);
+        } else if (bank->row != q->row) {
+            const int64_t at = later(pre_time(d, ch, q->rank, q->bank), q->arrival + d->t.pre_clocks - 1);
+            offer(d, ch, &best, bank->first, DRAM_PRE, at);
+        } else if (q->order == ch->served) {
+            offer(d, ch, &best, bank->first, DRAM_RD, column_time(d, ch, q));
         }
     }
-    if (best >= due) {
-        if (best < FAR) skip(d, ch, due, best);
-        if (refresh(d, ch, (ch->refreshes + 1) * interval(d), best)) return;
+    if (best.clock >= due) {
+        if (best.clock < FAR) skip(d, ch, due, best.clock);
+        if (refresh(d, ch, (ch->refreshes + 1) * interval(d), best.clock)) return;
     }
-    if (kind == DRAM_RD)
-        column(d, ch, chosen, best);
-    else if (kind == DRAM_PRE)
-        precharge(d, ch, ch->queue[chosen].rank, ch->queue[chosen].bank, best, ch->queue[chosen].id);
+    const dram_request *q = ch->queue + best.place;
+    if (best.kind == DRAM_RD)
+        column(d, ch, best.place, best.clock);
+    else if (best.kind == DRAM_PRE)
+        precharge(d, ch, q->rank, q->bank, best.clock, q->id);
     else
-        activate(d, ch, ch->queue + chosen, best);
+        activate(d, ch, q, best.clock);
 }
 
 static inline int64_t field(const dram_mapping *m, int which, uint64_t burst) {
@@ -336,7 +378,8 @@ int epur_dram_feed(epur_dram *d, const int64_t *cycle, const int64_t *address, c
                 if (d->log && d->log_used == d->log_room) return DRAM_LOG_FULL;
                 step(d, ch);
             }
-            dram_request *q = ch->queue + ch->waiting++;
+            const int32_t place = ch->spare[ch->waiting++];
+            dram_request *q = ch->queue + place;
             q->row = field(m, DRAM_ROW, burst);
             q->column = field(m, DRAM_COLUMN, burst);
             q->rank = (int32_t)field(m, DRAM_RANK, burst);
@@ -345,6 +388,18 @@ int epur_dram_feed(epur_dram *d, const int64_t *cycle, const int64_t *address, c
             q->group = q->rank * (int32_t)d->t.groups + (int32_t)(bank / d->t.banks);
             q->bank = q->rank * (int32_t)each + (int32_t)bank;
             q->write = op[d->at] != 0;
+            q->order = ch->taken++;
+            q->next = -1;
+            dram_bank *own = ch->banks + q->bank;
+            own->waiting[q->write]++;
+            if (own->first < 0) {
+                own->first = place;
+                own->place = (int32_t)ch->banks_busy;
+                ch->busy[ch->banks_busy++] = q->bank;
+            } else {
+                ch->queue[own->last].next = place;
+            }
+            own->last = place;
             q->id = (int64_t)d->requests++;
             q->arrival = ch->freed;
             if (d->p.numerator)

@@ -46,30 +46,40 @@ typedef struct {
 
 typedef struct {
     int64_t arrival, id, row, column;
-    int32_t rank, group, bank; /* group and bank count within the channel */
+    int64_t order;              /* in its channel */
+    int32_t rank, group, bank;  /* group and bank count within the channel */
     int32_t write;
+    int32_t next;               /* younger request of the bank, or -1 */
 } dram_request;
+
+/* Clocks before which no such command may go out: of a bank, a group, a rank. */
+typedef struct {
+    int64_t act, column[2]; /* reads, writes */
+} dram_ready;
 
 typedef struct {
     int64_t row; /* -1 is closed */
-    int64_t act_ok, pre_ok, read_ok, write_ok, hits;
+    int64_t pre_ok, hits;
+    dram_ready ok;
+    int32_t first, last;  /* oldest and youngest request that waits, or -1 */
+    int32_t waiting[2];   /* reads and writes */
+    int32_t place;        /* in the channel's list of busy banks */
 } dram_bank;
 
 typedef struct {
-    int64_t act, read, write; /* clock of the last */
-} dram_group;
-
-typedef struct {
-    int64_t act, read, write, pre, bank_refresh;
-    int64_t acts[4], next_act; /* the last four */
+    int64_t pre_ok, act, bank_refresh; /* the last two are clocks of the last command */
+    int64_t acts[4], next_act;         /* the last four */
     int64_t open, since, until, active;
+    dram_ready ok;
 } dram_rank;
 
 typedef struct {
     dram_request *queue;
-    int64_t waiting;
+    int32_t *spare, *busy; /* places free in the queue; banks with requests */
+    int64_t waiting, banks_busy;
+    int64_t taken, served; /* requests so far */
     dram_bank *banks;
-    dram_group *groups;
+    dram_ready *groups;
     dram_rank *ranks;
     int64_t bus[2];              /* last clock taken */
     int64_t data_end, data_rank; /* the data bus is taken before */
