@@ -15,6 +15,11 @@
 
 static inline int64_t later(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Units of refresh: ranks, or banks of all ranks, in turn; each has its own after every tREFI. */
+static inline int64_t units(const epur_dram *d) {
+    return d->t.ranks * (d->p.refresh == DRAM_PER_BANK ? d->t.groups * d->t.banks : 1);
+}
+
 int epur_dram_bin(int64_t latency) {
     if (latency < DRAM_FINE) return (int)latency;
     const int doubling = 63 - __builtin_clzll((uint64_t)latency) - 4;
@@ -45,6 +50,7 @@ int epur_dram_start(epur_dram *d) {
         ch->bus[0] = ch->bus[1] = -1;
         ch->data_end = NEVER;
     }
+    d->interval = d->t.refi / units(d);
     d->latency_least[0] = d->latency_least[1] = FAR;
     return DRAM_DONE;
 }
@@ -132,6 +138,7 @@ static void activate(epur_dram *d, dram_channel *ch, const dram_request *q, int6
     note(d, ch, at, DRAM_ACT, q->rank, q->bank, q->row, -1, q->id);
     bank->row = q->row;
     bank->hits = 0;
+    bank->looked = 0;
     bank->ok.column[0] = at + t->rcd_read;
     bank->ok.column[1] = at + t->rcd_write;
     bank->pre_ok = at + t->ras;
@@ -156,6 +163,7 @@ static void take_out(dram_channel *ch, dram_bank *bank, int32_t place) {
         ch->queue[before].next = q->next;
     if (bank->last == place) bank->last = before;
     bank->waiting[q->write]--;
+    bank->looked = 0;
     if (bank->first < 0) {
         const int32_t moved = ch->busy[--ch->banks_busy];
         ch->busy[bank->place] = moved;
@@ -199,15 +207,6 @@ static void column(epur_dram *d, dram_channel *ch, int32_t place, int64_t at) {
     ch->freed = at;
 }
 
-/* Units of refresh: ranks, or banks of all ranks, in turn; each has its own after every tREFI. */
-static inline int64_t units(const epur_dram *d) {
-    return d->t.ranks * (d->p.refresh == DRAM_PER_BANK ? d->t.groups * d->t.banks : 1);
-}
-
-static inline int64_t interval(const epur_dram *d) {
-    return d->p.refresh == DRAM_NO_REFRESH ? FAR : d->t.refi / units(d);
-}
-
 /* The next command of the refresh that is due at `due`, if its clock is not after `limit`; whether it went out. */
 static int refresh(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
     const dram_timing *t = &d->t;
@@ -249,7 +248,7 @@ static int refresh(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
 
 /* Refreshes that go out in idle time, each at its own clock, without one by one: none if commands are logged. */
 static void skip(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
-    const int64_t wait = interval(d), left = 2 * units(d) + 2, turns = (limit - due) / wait - left;
+    const int64_t wait = d->interval, left = 2 * units(d) + 2, turns = (limit - due) / wait - left;
     if (d->log || turns < 1 || ch->refreshes < left) return;
     /* Refreshes must be the rule: none late, all banks closed for long. */
     for (int64_t r = 0; r < d->t.ranks; r++)
@@ -263,6 +262,7 @@ static void skip(epur_dram *d, dram_channel *ch, int64_t due, int64_t limit) {
     ch->refreshes += turns;
 }
 
+/* Whether a request's bank is the next to be refreshed. */
 static inline int refreshed(const epur_dram *d, const dram_channel *ch, const dram_request *q) {
     return ch->refreshes % units(d) == (d->p.refresh == DRAM_PER_BANK ? q->bank : q->rank);
 }
@@ -304,37 +304,44 @@ static int32_t oldest_hit(const dram_channel *ch, const dram_bank *bank, int wri
     return -1;
 }
 
-/* What a bank's requests need next, if a row is open; they may pass each other. */
-static void offer_open(const epur_dram *d, const dram_channel *ch, const dram_bank *bank, dram_choice *best) {
-    const dram_request *oldest = ch->queue + bank->first;
-    const int conflict = oldest->row != bank->row;
-    int64_t hit = FAR; /* first arrival of one that is let pass */
-    if (!conflict || bank->hits < d->p.cap)
-        for (int write = 0; write < 2; write++) {
-            const int32_t place = oldest_hit(ch, bank, write);
-            if (place < 0) continue;
-            const dram_request *q = ch->queue + place;
-            /* Behind an older request for another row, the row's share may be used up. */
-            if (!conflict && bank->hits >= d->p.cap) {
-                int32_t o = bank->first;
-                while (o != place && ch->queue[o].row == bank->row) o = ch->queue[o].next;
-                if (o != place) continue;
-            }
-            if (q->arrival < hit) hit = q->arrival;
-            offer(d, ch, best, place, DRAM_RD, column_time(d, ch, q));
+/* Look for the requests that hit a bank's open row; they may pass older ones, but for a row's share. */
+static void look(const epur_dram *d, const dram_channel *ch, dram_bank *bank) {
+    const int conflict = ch->queue[bank->first].row != bank->row, full = bank->hits >= d->p.cap;
+    for (int write = 0; write < 2; write++) {
+        int32_t place = full && conflict ? -1 : oldest_hit(ch, bank, write);
+        if (full && place >= 0) {
+            int32_t o = bank->first;
+            while (o != place && ch->queue[o].row == bank->row) o = ch->queue[o].next;
+            if (o != place) place = -1;
         }
-    if (!conflict) return;
+        bank->hit[write] = place;
+    }
+    bank->looked = 1;
+}
+
+/* What a bank's requests need next, if a row is open. */
+static inline void offer_open(const epur_dram *d, const dram_channel *ch, dram_bank *bank, dram_choice *best) {
+    int64_t arrived = FAR;
+    if (!bank->looked) look(d, ch, bank);
+    for (int write = 0; write < 2; write++) {
+        if (bank->hit[write] < 0) continue;
+        const dram_request *q = ch->queue + bank->hit[write];
+        if (q->arrival < arrived) arrived = q->arrival;
+        offer(d, ch, best, bank->hit[write], DRAM_RD, column_time(d, ch, q));
+    }
+    const dram_request *oldest = ch->queue + bank->first;
+    if (oldest->row == bank->row) return;
     const int64_t at =
         later(pre_time(d, ch, oldest->rank, oldest->bank), oldest->arrival + d->t.pre_clocks - 1);
-    if (hit > at) offer(d, ch, best, bank->first, DRAM_PRE, at);
+    if (arrived > at) offer(d, ch, best, bank->first, DRAM_PRE, at);
 }
 
 /* Issue the next command of a channel, for a request or a refresh. */
 static void step(epur_dram *d, dram_channel *ch) {
-    const int64_t due = d->p.refresh == DRAM_NO_REFRESH ? FAR : (ch->refreshes + 1) * interval(d);
+    const int64_t due = d->p.refresh == DRAM_NO_REFRESH ? FAR : (ch->refreshes + 1) * d->interval;
     dram_choice best = {FAR, FAR, due, -1, DRAM_ACT};
     for (int64_t i = 0; i < ch->banks_busy; i++) {
-        const dram_bank *bank = ch->banks + ch->busy[i];
+        dram_bank *bank = ch->banks + ch->busy[i];
         const dram_request *q = ch->queue + bank->first;
         if (bank->row < 0) {
             offer(d, ch, &best, bank->first, DRAM_ACT, act_time(d, ch, q));
@@ -349,7 +356,7 @@ static void step(epur_dram *d, dram_channel *ch) {
     }
     if (best.clock >= due) {
         if (best.clock < FAR) skip(d, ch, due, best.clock);
-        if (refresh(d, ch, (ch->refreshes + 1) * interval(d), best.clock)) return;
+        if (refresh(d, ch, (ch->refreshes + 1) * d->interval, best.clock)) return;
     }
     const dram_request *q = ch->queue + best.place;
     if (best.kind == DRAM_RD)
@@ -392,6 +399,7 @@ int epur_dram_feed(epur_dram *d, const int64_t *cycle, const int64_t *address, c
             q->next = -1;
             dram_bank *own = ch->banks + q->bank;
             own->waiting[q->write]++;
+            own->looked = 0;
             if (own->first < 0) {
                 own->first = place;
                 own->place = (int32_t)ch->banks_busy;

@@ -64,6 +64,8 @@ typedef struct {
     int32_t first, last;  /* oldest and youngest request that waits, or -1 */
     int32_t waiting[2];   /* reads and writes */
     int32_t place;        /* in the channel's list of busy banks */
+    int32_t hit[2];       /* read and write of the open row that may go next, or -1; if `looked` */
+    int32_t looked;
 } dram_bank;
 
 typedef struct {
@@ -93,6 +95,7 @@ typedef struct {
     dram_mapping m;
     dram_policy p;
     dram_channel *channel;
+    int64_t interval; /* clocks between refreshes of one unit and the next */
     uint64_t counts[DRAM_KINDS];
     uint64_t hits[2];                   /* reads and writes to a row that a request before had used */
     uint64_t latency[2][DRAM_BINS];     /* by bin, reads and writes */

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from epur_emu._kernels import dram as kernel
-from epur_emu.accelerator import Accelerator
-from epur_emu.errors import AcceleratorError, TraceError
+from epur_emu.errors import TraceError
 from epur_emu.replay.base import Result, Source
 from epur_emu.replay.standards import Standard
 from epur_emu.trace import Accesses
@@ -162,14 +161,8 @@ class Dram:
         if arrivals == "closed-loop":
             return None
         hertz = clock
-        if hertz is None and "accelerator" in source.meta:
-            try:
-                hertz = Accelerator.from_dict(source.meta["accelerator"]).clock_hz
-            except AcceleratorError as error:
-                if arrivals == "timed":
-                    raise TraceError(
-                        "replay", "clock", f"can't be read from the trace ({error})", "give --clock"
-                    ) from error
+        if hertz is None and (accelerator := source.accelerator):
+            hertz = accelerator.clock_hz
         if hertz is None:
             if arrivals == "timed":
                 raise TraceError(
@@ -202,11 +195,11 @@ class Dram:
                 "replay", "cycle", f"is {int(chunk.cycle.max())}", "use closed-loop arrivals"
             )
         self._bytes += int(chunk.bytes.sum())
-        columns = [
-            np.ascontiguousarray(one)
-            for one in (chunk.cycle, chunk.address, chunk.bytes, chunk.op)
-        ]
-        while not self._kernel.feed(*columns):
+        cycle, address, size = map(
+            np.ascontiguousarray, (chunk.cycle, chunk.address, chunk.bytes)
+        )
+        op = np.ascontiguousarray(chunk.op)
+        while not self._kernel.feed(cycle, address, size, op):
             self._write()
 
     def _write(self) -> None:

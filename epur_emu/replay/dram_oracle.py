@@ -1,7 +1,7 @@
 """The DRAM controller in plain Python, by definition: what `_kernels/controller.c` must equal.
 
-The first clock of a command is looked for among all commands before it, pair by pair. No state of banks or buses
-is carried along but the rows that are open, so faults of the kernel's bookkeeping show. Slow, and meant to be.
+The first clock of a command is looked for among all commands before it, pair by pair. Of banks and
+buses no state is carried along but the open rows, so faults of the kernel's bookkeeping show.
 """
 
 from __future__ import annotations
@@ -118,16 +118,18 @@ class Channel:
         self.number = queue[0].channel if queue else 0
         self.freed = 0
 
-    # Length of a command on its bus.
     def length(self, kind: str) -> int:
+        """Clocks of a command on its bus."""
         names = {"ACT": "act_clocks", "PRE": "pre_clocks"}
         column = "column_clocks" if kind in COLUMN else "refresh_clocks"
         return self.t[names.get(kind, column)]
 
     def bus(self, kind: str) -> int:
+        """The bus that a command takes."""
         return int(kind in COLUMN and self.t["buses"] == 2)
 
     def first_data(self, kind: str) -> int:
+        """Clocks from a column command to its data."""
         return self.t["RL"] + self.t["tDQSCK"] if kind.startswith("RD") else self.t["WL"]
 
     def recovered(self, command: Command) -> int:
@@ -178,14 +180,12 @@ class Channel:
                 activations.append(old.clock)
         if len(activations) >= 4:
             at = max(at, sorted(activations)[-4] + t["tFAW"])
-        if kind == "ACT":
-            at = max(at, self.length(kind) - 1)
         return max(at, opened + t["tRAS"] if kind == "PRE" else 0, self.length(kind) - 1)
 
     def distance(self, old: str, new: str, same_group: bool, same_bank: bool) -> int:
         """Clocks between two commands of a rank, but for what depends on more than the two."""
         t = self.t
-        reads, writes = ("RD", "RDA"), ("WR", "WRA")
+        reads = ("RD", "RDA")
         if old in COLUMN and new in COLUMN:
             if (old in reads) == (new in reads):
                 return max(t["tCCD_S"], t["tCCD_L"] if same_group else 0)
@@ -218,6 +218,7 @@ class Channel:
         return NEVER
 
     def where(self, q: Request) -> tuple[int, int, int]:
+        """A request's bank."""
         return q.rank, q.group, q.bank
 
     def units(self) -> list[tuple[int, ...]]:
@@ -259,10 +260,11 @@ class Channel:
             yield clock, int(kind not in COLUMN), number, kind
 
     def issue(self, clock: int, kind: str, where: tuple[int, ...], q: Request | None) -> None:
-        rank, group, bank = (*where, -1, -1)[:3]
+        """Issue a command of a bank or a rank."""
+        rank, group, bank = _filled(where)
         row = q.row if q else -1
         if kind == "PRE":
-            row = self.open[where][0]  # type: ignore[index]
+            row = self.open[(rank, group, bank)][0]
         self.done.append(
             Command(
                 clock, kind, self.number, rank, group, bank, row,
@@ -282,7 +284,7 @@ class Channel:
             while self.later and len(self.waiting) < self.depth:
                 q = self.later.pop(0)
                 self.waiting.append(q if q.arrival is not None else replace(q, arrival=self.freed))
-            due, unit = 1 << 62, ()
+            due, unit = 1 << 62, tuple[int, ...]()
             if self.refresh != "none":
                 units = self.units()
                 due = (self.refreshes + 1) * (self.t["tREFI"] // len(units))
@@ -302,7 +304,7 @@ class Channel:
                         continue
                 else:
                     kind = "REF" if self.refresh == "all-bank" else "REFPB"
-                    clock = max(due, self.first(kind, *(*unit, -1, -1)[:3]))
+                    clock = max(due, self.first(kind, *_filled(unit)))
                     if clock <= best[0]:
                         self.issue(clock, kind, unit, None)
                         self.refreshes += 1
@@ -314,6 +316,12 @@ class Channel:
                 del self.waiting[number]
                 self.freed = clock
         return self.done
+
+
+def _filled(where: tuple[int, ...]) -> tuple[int, int, int]:
+    """Rank, group and bank; -1 for all of them."""
+    rank, group, bank = (*where, -1, -1)[:3]
+    return rank, group, bank
 
 
 def run(
