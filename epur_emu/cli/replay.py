@@ -78,7 +78,8 @@ def _dram(result: Result) -> None:
         share = pj / energy["total"] if energy["total"] else 0.0
         if name != "total" and pj:
             label = name.replace("_", " ")
-            click.echo(f"  {label:<20}{si(pj * 1e-12, 'J'):>12}{share:>9.1%}  {'#' * round(24 * share)}")
+            row = f"  {label:<20}{si(pj * 1e-12, 'J'):>12}{share:>9.1%}  {'#' * round(24 * share)}"
+            click.echo(row.rstrip())
 
 
 #: How a model's result is printed and drawn.
@@ -108,6 +109,7 @@ SHOWN: dict[str, tuple[Callable[[Result], None], Callable[[Result, str], None]]]
 @click.option("--page", type=click.Choice(PAGES), help="DRAM: what becomes of a row [open].")
 @click.option("--scheduler", type=click.Choice(SCHEDULERS), help="DRAM: order [fr-fcfs].")
 @click.option("--queue", type=click.IntRange(1), help="DRAM: requests that a controller sees [32].")
+@click.option("--cap", type=click.IntRange(1), help="DRAM: hits of a row that pass others [4].")
 @click.option("--refresh", type=click.Choice(REFRESHES), help="DRAM: refreshes [all-bank].")
 @click.option("--arrivals", type=click.Choice(ARRIVALS), help="DRAM: when requests come.")
 @click.option("--clock", type=float, help="DRAM: cycles of the trace per second.")
@@ -139,5 +141,5 @@ def replay_(
     if json_:
         show(result.to_dict())
         return
-    click.echo(f"{path}: {result.requests:,} requests, {si(result.requests, '')}".rstrip())
+    click.echo(f"{path}: {result.requests:,} requests")
     text(result)

@@ -12,6 +12,9 @@ from epur_emu.replay import Result
 
 KIB = 1024
 
+#: Values further apart than this factor are drawn on a logarithmic axis.
+WIDE = 20
+
 
 def label(size: float) -> str:
     """Bytes in short: ``64 KiB``."""
@@ -136,18 +139,20 @@ def dram(result: Result, path: str | Path) -> None:
     energy = result.details["energy_pj"]
     made, axes = figure(height=6.4 if energy else 4.2, rows=2 if energy else 1)
     latency = axes[0, 0] if energy else axes
-    lower = result.arrays["latency/lower_end_ns"]
+    lower, reach = result.arrays["latency/lower_end_ns"], list[float]()
     for name in ("read", "write"):
         bins = result.arrays[f"latency/{name}"]
         if bins.size:
             sums = np.cumsum(bins) / bins.sum()
             first = int(np.flatnonzero(bins)[0])
-            latency.step(
-                lower[first : bins.size], sums[first:], where="post", label=f"{name}s"
-            )
-    if latency.get_legend_handles_labels()[0]:
-        latency.legend(frameon=False)
-    latency.set_xscale("log")
+            # From 0, so that a single bin shows too.
+            steps = np.append(lower[first], lower[first : bins.size])
+            latency.step(steps, np.append(0, sums[first:]), where="post", label=f"{name}s")
+            reach += [lower[first], lower[bins.size - 1]]
+    if reach:
+        latency.legend(frameon=False, loc="lower right")
+        if max(reach) > WIDE * min(reach):
+            latency.set_xscale("log")
     latency.set_ylim(0, 1.02)
     latency.set(xlabel="latency (ns)", ylabel="share of requests")
     latency.set_title(

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -143,18 +144,23 @@ class Dram:
         ratio = self.clocks_per_cycle or Fraction(0)
         if ratio.numerator >= 1 << 62 or ratio.denominator >= 1 << 62:
             raise TraceError("replay", "clock", f"is {clock}", "give one of at most 9 digits")
-        policy = [
-            SCHEDULERS.index(scheduler), queue, cap, PAGES.index(page), REFRESHES.index(refresh),
-            ratio.numerator, ratio.denominator,
-        ]  # fmt: skip
         self._files = None if commands is None else _CommandFiles(Path(commands), found)
-        self._kernel = kernel.Dram(
-            np.array(_timing(found), np.int64),
-            np.array(list(_fields(self.mapping, found)), np.int64),
-            np.array(policy, np.int64),
-            0 if self._files is None else _LOG,
-        )
+        self._kernel = self.controller(0 if self._files is None else _LOG)
         self._bytes = 0
+
+    def controller(self, log_room: int) -> kernel.Dram:
+        """A fresh controller that keeps up to so many commands until they are taken."""
+        ratio = self.clocks_per_cycle or Fraction(0)
+        policy = [
+            SCHEDULERS.index(self.scheduler), self.queue, self.cap, PAGES.index(self.page),
+            REFRESHES.index(self.refresh), ratio.numerator, ratio.denominator,
+        ]  # fmt: skip
+        return kernel.Dram(
+            np.array(_timing(self.standard), np.int64),
+            np.array(list(_fields(self.mapping, self.standard)), np.int64),
+            np.array(policy, np.int64),
+            log_room,
+        )
 
     def _ratio(self, source: Source, arrivals: str | None, clock: float | None) -> Fraction | None:
         """Clocks of the DRAM for each cycle of the trace; None for the closed loop."""
@@ -400,8 +406,19 @@ class _CommandFiles:
             for one in paths:
                 self._files.append(one.open("w", encoding="ascii"))
 
-    def _guard(self) -> _Guard:
-        return _Guard(self._path, self)
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Tells an error of the file system in one line."""
+        try:
+            yield
+        except OSError as error:
+            for file in self._files:
+                # What is buffered can't be written either.
+                with suppress(OSError):
+                    file.close()
+            raise TraceError(
+                self._path, "", f"can't be written ({error})", "choose another place or free space"
+            ) from error
 
     def write(self, log: Longs) -> None:
         """Add commands of the kernel's log."""
@@ -421,24 +438,3 @@ class _CommandFiles:
             for file in self._files:
                 file.write(f"{clock},END,0,0,0,0,0\n")
                 file.close()
-
-    def drop(self) -> None:
-        """Close without an end."""
-        for file in self._files:
-            file.close()
-
-
-class _Guard:
-    """Tells an error of the file system in one line."""
-
-    def __init__(self, path: Path, files: _CommandFiles) -> None:
-        self._path, self._owner = path, files
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, OSError):
-            raise TraceError(
-                self._path, "", f"can't be written ({error})", "choose another place or free space"
-            ) from error
