@@ -270,6 +270,7 @@ static inline int refreshed(const epur_dram *d, const dram_channel *ch, const dr
 /* The command that goes out next, as far as is known. */
 typedef struct {
     int64_t clock, order, due;
+    int64_t held; /* clock of the first command that a refresh holds back */
     int32_t place;
     int kind; /* DRAM_RD stands for all column commands */
 } dram_choice;
@@ -278,7 +279,11 @@ typedef struct {
 static inline void offer(const epur_dram *d, const dram_channel *ch, dram_choice *best, int32_t place, int kind,
                          int64_t at) {
     const dram_request *q = ch->queue + place;
-    if (at > best->clock || (at >= best->due && refreshed(d, ch, q))) return;
+    if (at >= best->due && refreshed(d, ch, q)) {
+        if (at < best->held) best->held = at;
+        return;
+    }
+    if (at > best->clock) return;
     if (at == best->clock) {
         const int row = kind != DRAM_RD, other = best->kind != DRAM_RD;
         if (row != other ? row : q->order > best->order) return;
@@ -339,7 +344,7 @@ static inline void offer_open(const epur_dram *d, const dram_channel *ch, dram_b
 /* Issue the next command of a channel, for a request or a refresh. */
 static void step(epur_dram *d, dram_channel *ch) {
     const int64_t due = d->p.refresh == DRAM_NO_REFRESH ? FAR : (ch->refreshes + 1) * d->interval;
-    dram_choice best = {FAR, FAR, due, -1, DRAM_ACT};
+    dram_choice best = {FAR, FAR, due, FAR, -1, DRAM_ACT};
     for (int64_t i = 0; i < ch->banks_busy; i++) {
         dram_bank *bank = ch->banks + ch->busy[i];
         const dram_request *q = ch->queue + bank->first;
@@ -355,7 +360,7 @@ static void step(epur_dram *d, dram_channel *ch) {
         }
     }
     if (best.clock >= due) {
-        if (best.clock < FAR) skip(d, ch, due, best.clock);
+        skip(d, ch, due, best.clock < best.held ? best.clock : best.held);
         if (refresh(d, ch, (ch->refreshes + 1) * d->interval, best.clock)) return;
     }
     const dram_request *q = ch->queue + best.place;

@@ -172,7 +172,7 @@ class Channel:
                     row_opened = max(
                         c.clock
                         for c in self.done
-                        if c.kind == "ACT" and c.clock < old.clock
+                        if c.kind == "ACT" and c.clock <= old.clock
                         and (c.rank, c.group, c.bank) == (old.rank, old.group, old.bank)
                     )  # fmt: skip
                     at = max(at, self.closes(old, row_opened) + t["tRP"])
@@ -214,7 +214,7 @@ class Channel:
             if new == "REFPB":
                 return t["tRFCpb"]
             if new == "ACT":
-                return t["tRFCpb"] if same_bank else t["tRREFD"]
+                return max(t["tRREFD"], t["tRFCpb"] if same_bank else 0)
         return NEVER
 
     def where(self, q: Request) -> tuple[int, int, int]:
