@@ -77,6 +77,7 @@ extensions = [
         "stack.h",
         "caches.h",
     ),
+    kernel("dram", ["controller.c"], "controller.h"),
 ]
 
 version = re.search(r'__version__ = "(.+)"', (ROOT / "epur_emu/version.py").read_text())

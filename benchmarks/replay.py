@@ -1,8 +1,13 @@
-"""Replay beside its peers, one thread: LRU beside libCacheSim, the exact curve beside a Fenwick tree."""
+"""Replay beside its peers, one thread: LRU and libCacheSim, exact curves and a Fenwick tree, DRAM and DRAMSim3.
+
+DRAMSim3 is compared if its folder (sources, and libdramsim3 built) is given.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +26,7 @@ import numpy.typing as npt  # noqa: E402
 from epur_emu.accelerator import Accelerator  # noqa: E402
 from epur_emu.replay import replay  # noqa: E402
 from epur_emu.replay.base import Source  # noqa: E402
+from epur_emu.replay.dram import Dram  # noqa: E402
 from epur_emu.replay.lru import Lru  # noqa: E402
 from epur_emu.streams import AccessStream, Component, Phase  # noqa: E402
 from epur_emu.trace import Accesses, Trace  # noqa: E402
@@ -169,12 +175,98 @@ def measure(rounds: int, n: int) -> list[dict[str, Any]]:
     return rows
 
 
+#: What makes DRAMSim3's configuration of LPDDR4-2400 one of a strictly ordered queue.
+IN_ORDER = {
+    "queue_structure": "PER_RANK", "cmd_queue_size": "1", "trans_queue_size": "1", "unified_queue": "true",
+}  # fmt: skip
+
+
+def dramsim3(folder: Path, work: Path, changes: dict[str, str], lines: Longs, writes: Longs) -> Any:
+    """Statistics, cycles and seconds of DRAMSim3 on requests of 128 bytes, in a closed loop."""
+    program = work / "dramsim3"
+    if not program.exists():
+        source = Path(__file__).with_name("dramsim3.cc")
+        [library, *_] = [*folder.rglob("libdramsim3.so")]
+        subprocess.run(
+            ["c++", "-O2", "-std=c++17", f"-I{folder / 'src'}", source, library,  # noqa: S607
+             f"-Wl,-rpath,{library.parent}", "-o", program], check=True,
+        )  # fmt: skip
+    changes = {"channel_size": "4096", "output_level": "0", "epoch_period": "2000000000", **changes}
+    text = (folder / "configs" / "LPDDR4_8Gb_x16_2400.ini").read_text()
+    kept = [line for line in text.splitlines() if line.partition("=")[0].strip() not in changes]
+    place = kept.index("[system]") + 1
+    own = {key: changes.pop(key) for key in ("output_level", "epoch_period")}
+    kept[place:place] = [f"{key} = {value}" for key, value in changes.items()]
+    kept += ["[other]", *(f"{key} = {value}" for key, value in own.items())]
+    (work / "dram.ini").write_text("\n".join(kept) + "\n")
+    np.stack([lines * 128, writes], 1).astype(np.uint64).tofile(work / "dram.bin")
+    said = subprocess.run(
+        [program, "dram.ini", "dram.bin"], cwd=work, check=True, capture_output=True, text=True
+    ).stdout.split()
+    return json.loads((work / "dramsim3.json").read_text())["0"], int(said[-2]), float(said[-1])
+
+
+def measure_dram(folder: Path, rounds: int, n: int) -> list[dict[str, Any]]:
+    """Rows of the DRAM; counts and cycles are compared before times."""
+    rng = np.random.default_rng(1)
+    order = np.arange(n, dtype=np.int64)
+    mixed = (rng.random(n) < 0.3).astype(np.int64)
+    # Without repetition, as DRAMSim3 joins requests for one burst.
+    shuffled = rng.permutation(np.arange(0, 1 << 25, (1 << 25) // n, dtype=np.int64)[:n])
+    cases = {
+        "reads in a row": (order, 0 * mixed),
+        "reads and writes in a row": (order, mixed),
+        "random reads": (shuffled, 0 * mixed),
+        "random reads and writes": (shuffled, mixed),
+    }
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        for scheduler, queue, changes in (("in-order", 1, IN_ORDER), ("fr-fcfs", 32, {})):
+            for name, (lines, writes) in cases.items():
+                peer, cycles, _ = dramsim3(folder, Path(work), changes, lines, writes)
+                zeros = np.zeros(n, np.int64)
+                # Its first command goes out in cycle 1.
+                chunk = Accesses.of(zeros + 1, zeros, writes, lines * 128, zeros + 128)
+
+                def ours(chunk: Accesses = chunk, scheduler: str = scheduler, queue: int = queue) -> Any:
+                    model = Dram(
+                        SOURCE, "lpddr4-2400", mapping="rows-first", scheduler=scheduler, queue=queue,
+                        arrivals="timed", clock=1e9 / 0.83,
+                    )  # fmt: skip
+                    model.feed(chunk)
+                    return model.result()
+
+                found = ours().details
+                if scheduler == "in-order":
+                    assert found["commands"]["RD"] == peer["num_read_cmds"]
+                    assert found["commands"]["ACT"] == peer["num_act_cmds"]
+                    assert abs(found["clocks"] - cycles) <= 0.05 * cycles
+                off = found["clocks"] / cycles - 1
+                print(f"{scheduler}, {name}: clocks {off:+.3%} of DRAMSim3's", file=sys.stderr)
+                seconds = in_turn({"ours": ours}, rounds)["ours"]
+                took = float(np.median([
+                    dramsim3(folder, Path(work), changes, lines, writes)[2] for _ in range(min(rounds, 3))
+                ]))  # fmt: skip
+                case = f"DRAM {scheduler}, {name}"
+                rows.append(row(case, n / seconds / 1e6, n / took / 1e6, "DRAMSim3", "M/s"))
+    return rows
+
+
 def main() -> None:
     """Print the table."""
     parser = arguments(__doc__ or "")
+    parser.add_argument(
+        "--dramsim3", type=Path, default=os.environ.get("DRAMSIM3"),
+        help="folder of DRAMSim3 [the environment's DRAMSIM3]",
+    )  # fmt: skip
+    parser.add_argument("--only-dram", action="store_true", help="leave out the caches")
     parser.add_argument("--requests", type=int, default=10_000_000, help="of each case")
     options = parser.parse_args()
-    rows = measure(options.rounds, options.requests)
+    rows = [] if options.only_dram else measure(options.rounds, options.requests)
+    if options.dramsim3:
+        rows += measure_dram(Path(options.dramsim3), options.rounds, 50_000)
+    else:
+        print("DRAMSim3's folder is not given: its rows are left out", file=sys.stderr)
     report(rows, machine("libcachesim", "numpy"), options.json)
 
 

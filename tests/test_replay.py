@@ -459,12 +459,13 @@ def small_trace(path: Path) -> Trace:
     return trace
 
 
-@pytest.mark.parametrize("memory", ["scratchpad", "lru", "reuse"])
+@pytest.mark.parametrize("memory", ["scratchpad", "lru", "reuse", "dram"])
 def test_command(memory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     trace = small_trace(tmp_path / "t.h5")
-    want = replay(trace, memory, "cu.*")
-    arguments = ["replay", str(tmp_path / "t.h5"), "--memory", memory, "--component", "cu.*"]
+    component = "dram" if memory == "dram" else "cu.*"
+    want = replay(trace, memory, component)
+    arguments = ["replay", str(tmp_path / "t.h5"), "--memory", memory, "--component", component]
     main([*arguments, "--json", "-o", str(tmp_path / "r.h5"), "--plot", str(tmp_path / "r.png")])
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads(json.dumps(want.to_dict()))

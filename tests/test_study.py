@@ -318,7 +318,7 @@ def test_points_are_what_a_run_finds(plan: Path, whole: Results) -> None:
         )
         assert row["table"] == f"{table.name}:{table.cell}"
         if machine.weight_buffer_bytes == 64:
-            assert "weight_buffer_bytes holds 64 bytes" in row["problem"]
+            assert "memory 'weights' of 64 bytes" in row["problem"]
             assert row["cycles"] is row["energy_pj"] is row["trace"] is None
             assert row["emulated"] is not None
             continue
@@ -1049,7 +1049,7 @@ def test_sweep(
     status, out, _ = epur(capsys, plan, "-o", tmp_path / "x.h5", "--resume")
     assert status == 0
     assert "small on epur-mwl, epur-28nm:lop: relative error" in out
-    assert "[1] epur/weight_buffer=64: weight_buffer_bytes holds 64 bytes" in out
+    assert "[1] epur/weight_buffer=64: cacti-28nm: memory 'weights' of 64 bytes" in out
     status, out, err = epur(capsys, plan, "-o", tmp_path / "x.h5")
     assert (status, out) == (2, "")
     assert err == f"epur: {tmp_path}/x.h5: file exists; choose another -o, or go on with --resume\n"

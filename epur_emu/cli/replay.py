@@ -10,6 +10,7 @@ import click
 from epur_emu.cli.shared import as_json, show, si
 from epur_emu.plots import replay as plots
 from epur_emu.replay import MEMORIES, Result, replay
+from epur_emu.replay.dram import ARRIVALS, MAPPINGS, PAGES, REFRESHES, SCHEDULERS
 from epur_emu.replay.lru import POLICIES
 from epur_emu.replay.reuse import BANKINGS
 from epur_emu.replay.sizes import parse_size, parse_sizes
@@ -50,11 +51,43 @@ def _reuse(result: Result) -> None:
         )
 
 
+def _dram(result: Result) -> None:
+    found = result.details
+    counts = {name: n for name, n in found["commands"].items() if n}
+    click.echo(
+        f"\n  {found['standard']}, {found['channels']} channels, {found['scheduler']}, "
+        f"{found['page']} page, {found['arrivals']}"
+    )
+    click.echo(
+        f"  {si(found['bytes_moved'], 'B')} in {si(found['seconds'], 's')} "
+        f"({found['clocks']:,} clocks): {si(found['bandwidth_bytes_per_s'], 'B/s')}, "
+        f"{found['utilization']:.1%} of the peak"
+    )
+    click.echo(f"  {found['row_hit_rate']:.1%} of the requests hit an open row")
+    click.echo("  commands      " + ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+    for name in ("read", "write"):
+        if latency := found[f"{name}_latency_ns"]:
+            parts = ", ".join(f"{key} {value:,.1f}" for key, value in latency.items())
+            click.echo(f"  {name + ' latency':<14}{parts} ns")
+    energy = found["energy_pj"]
+    if energy is None:
+        click.echo("  energy        not known: the standard has no currents")
+        return
+    click.echo(f"\n  {si(energy['total'] * 1e-12, 'J')}")
+    for name, pj in energy.items():
+        share = pj / energy["total"] if energy["total"] else 0.0
+        if name != "total" and pj:
+            label = name.replace("_", " ")
+            row = f"  {label:<20}{si(pj * 1e-12, 'J'):>12}{share:>9.1%}  {'#' * round(24 * share)}"
+            click.echo(row.rstrip())
+
+
 #: How a model's result is printed and drawn.
 SHOWN: dict[str, tuple[Callable[[Result], None], Callable[[Result, str], None]]] = {
     "scratchpad": (_scratchpad, plots.capacity),
     "lru": (_lru, plots.miss_ratio),
     "reuse": (_reuse, plots.reuse),
+    "dram": (_dram, plots.dram),
 }
 
 
@@ -70,6 +103,17 @@ SHOWN: dict[str, tuple[Callable[[Result], None], Callable[[Result, str], None]]]
 @click.option("--windows", type=click.IntRange(1), help="Windows of the working set [256].")
 @click.option("--banking", type=click.Choice(BANKINGS), help="How banks share addresses.")
 @click.option("--table", help="Energy table of the scratchpads.")
+@click.option("--standard", help="DRAM: a preset (lpddr4-3733) or TOML file.")
+@click.option("--channels", type=click.IntRange(1), help="DRAM: channels, instead of the standard's.")
+@click.option("--mapping", help=f"DRAM: {', '.join(MAPPINGS)}, or fields such as rochrababgco.")
+@click.option("--page", type=click.Choice(PAGES), help="DRAM: what becomes of a row [open].")
+@click.option("--scheduler", type=click.Choice(SCHEDULERS), help="DRAM: order [fr-fcfs].")
+@click.option("--queue", type=click.IntRange(1), help="DRAM: requests that a controller sees [32].")
+@click.option("--cap", type=click.IntRange(1), help="DRAM: hits of a row that pass others [4].")
+@click.option("--refresh", type=click.Choice(REFRESHES), help="DRAM: refreshes [all-bank].")
+@click.option("--arrivals", type=click.Choice(ARRIVALS), help="DRAM: when requests come.")
+@click.option("--clock", type=float, help="DRAM: cycles of the trace per second.")
+@click.option("--commands", help="DRAM: write the commands to this CSV file (DRAMPower 5).")
 @click.option("--plot", help="Draw to this file (.png, .svg, .pdf).")
 @click.option("-o", "--output", help="Write the result to this HDF5 file.")
 @as_json
@@ -97,5 +141,5 @@ def replay_(
     if json_:
         show(result.to_dict())
         return
-    click.echo(f"{path}: {result.requests:,} requests, {si(result.requests, '')}".rstrip())
+    click.echo(f"{path}: {result.requests:,} requests")
     text(result)

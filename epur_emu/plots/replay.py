@@ -1,4 +1,4 @@
-"""Figures of a replay: miss ratio by size, capacity sweep, reuse."""
+"""Figures of a replay: miss ratio by size, capacity sweep, reuse, DRAM."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from epur_emu.plots import COLOURS, figure, save
 from epur_emu.replay import Result
 
 KIB = 1024
+
+#: Values further apart than this factor are drawn on a logarithmic axis.
+WIDE = 20
 
 
 def label(size: float) -> str:
@@ -123,4 +126,47 @@ def reuse(result: Result, path: str | Path) -> None:
     axes[2, 0].set_yscale("symlog", linthresh=1)
     if rows:
         axes[0, 0].legend(frameon=False, fontsize=7, ncols=2)
+    save(made, path)
+
+
+def dram(result: Result, path: str | Path) -> None:
+    """Distribution of latencies, and energy by cause where it is known.
+
+    Raises
+    ------
+    EpurError
+        matplotlib is missing, or the file can't be written.
+    """
+    energy = result.details["energy_pj"]
+    made, axes = figure(height=6.4 if energy else 4.2, rows=2 if energy else 1)
+    latency = axes[0, 0] if energy else axes
+    lower, reach = result.arrays["latency/lower_end_ns"], list[float]()
+    for name in ("read", "write"):
+        bins = result.arrays[f"latency/{name}"]
+        if bins.size:
+            sums = np.cumsum(bins) / bins.sum()
+            first = int(np.flatnonzero(bins)[0])
+            # From 0, so that a single bin shows too.
+            steps = np.append(lower[first], lower[first : bins.size])
+            latency.step(steps, np.append(0, sums[first:]), where="post", label=f"{name}s")
+            reach += [lower[first], lower[bins.size - 1]]
+    if reach:
+        latency.legend(frameon=False, loc="lower right")
+        if max(reach) > WIDE * min(reach):
+            latency.set_xscale("log")
+    latency.set_ylim(0, 1.02)
+    latency.set(xlabel="latency (ns)", ylabel="share of requests")
+    latency.set_title(
+        f"{result.details['standard']}, {result.details['scheduler']}, "
+        f"{result.details['page']} page",
+        loc="left", fontsize=10,
+    )  # fmt: skip
+    if energy:
+        parts = {name: pj for name, pj in energy.items() if name != "total"}
+        axes[1, 0].barh(
+            [name.replace("_", " ") for name in reversed(parts)],
+            [pj * 1e-6 for pj in reversed(parts.values())],
+        )
+        axes[1, 0].grid(visible=False, axis="y")
+        axes[1, 0].set_xlabel("energy (uJ)")
     save(made, path)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from epur_emu.errors import TraceError
 from epur_emu.replay.base import ClosedForm, MemoryModel, Result, Source
+from epur_emu.replay.dram import Dram
 from epur_emu.replay.lru import Lru
 from epur_emu.replay.reuse import Reuse
 from epur_emu.replay.scratchpad import Scratchpad
@@ -29,6 +30,7 @@ MEMORIES: dict[str, tuple[Callable[..., MemoryModel[Result]], str]] = {
     "scratchpad": (Scratchpad, "*"),
     "lru": (Lru, "dram"),
     "reuse": (Reuse, "*"),
+    "dram": (Dram, "dram"),
 }
 
 #: Most accesses of a chunk; 30 MB.

@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from epur_emu.errors import TraceError
+from epur_emu.accelerator import Accelerator, presets
+from epur_emu.errors import AcceleratorError, TraceError
 from epur_emu.streams import Component
 from epur_emu.trace import Accesses, Trace
 
@@ -68,6 +69,17 @@ class Source:
     def names(self) -> tuple[str, ...]:
         """Names of the chosen components."""
         return tuple(self.components[place].name for place in self.chosen)
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """What made the trace, told in full or by a preset's name; None if it does not say."""
+        told = self.meta.get("accelerator")
+        try:
+            if isinstance(told, dict):
+                return Accelerator.from_dict(told)
+            return Accelerator.load(told) if isinstance(told, str) and told in presets() else None
+        except AcceleratorError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from epur_emu.accelerator import Accelerator
 from epur_emu.energy import EnergyTable
-from epur_emu.errors import AcceleratorError, TableError, TraceError
+from epur_emu.errors import TableError, TraceError
 from epur_emu.replay.base import Advance, Result, Source
 from epur_emu.replay.intervals import Ranges, carried
 from epur_emu.replay.sizes import check_sizes
@@ -80,8 +79,7 @@ class Scratchpad:
         self._source = source
         self._sizes = None if sizes is None else check_sizes(sizes, 1)
         # Loading takes longer than a small sweep.
-        told = isinstance(source.meta.get("accelerator"), dict)
-        self._table = EnergyTable.load(table) if told else None
+        self._table = EnergyTable.load(table) if source.accelerator else None
         self._dram_bytes = 0
         self._buffers = {
             place: _Buffer(source.components[place], [], dict.fromkeys(OPS, 0))
@@ -174,13 +172,12 @@ class Scratchpad:
 
     def _energy(self, buffer: _Buffer, size: int, again: int) -> float | None:
         """Of the buffer itself, and of what is fetched again and written to it; pJ."""
-        component, table = buffer.component, self._table
+        component, table, accelerator = buffer.component, self._table, self._source.accelerator
         kind = component.name.rpartition(".")[2]
         width = component.width_bits
-        if table is None:
+        if table is None or accelerator is None:
             return None
         try:
-            accelerator = Accelerator.from_dict(self._source.meta["accelerator"])
             memory = table.memory(kind, size, width, component.banks)
             if kind == "inputs":
                 shared = next(c for c in self._source.components if c.name == "intermediate")
@@ -190,7 +187,7 @@ class Scratchpad:
                 fetch = outer.read_pj.value * 8 / outer.width_bits
             else:
                 fetch = table.dram_of(None).pj_per_byte("read")
-        except (KeyError, StopIteration, AcceleratorError, TableError):
+        except (StopIteration, TableError):
             return None
         seconds = accelerator.seconds(self._source.cycles)
         return fsum(
