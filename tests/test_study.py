@@ -79,7 +79,7 @@ def plan(folder: Path) -> Path:
         summary = "Some formats."
         models = [{ model = "small", steps = 7, seed = 1 }]
         arithmetics = ["epur-e5m{2..9}", { base = "epur-fp16", weight = ["int3", "e4m{1..3}"] }]
-        accelerators = ["epur", "epur-mwl", { base = "epur", weight_buffer_bytes = "64" }]
+        accelerators = ["epur", "epur-mwl", { base = "epur", input_buffer_bytes = "16" }]
         tables = ["epur-28nm:{lstp,lop}"]
         [search]
         loss = 0.25
@@ -166,8 +166,8 @@ def test_a_study_is_all_combinations(plan: Path) -> None:
     ]
     assert found.arithmetics[-1].weight == parse("e4m3")
     assert found.arithmetics[-1].product == parse("fp16")
-    assert [m.name for m in found.accelerators] == ["epur", "epur-mwl", "epur/weight_buffer=64"]
-    assert found.accelerators[2].weight_buffer_bytes == 64
+    assert [m.name for m in found.accelerators] == ["epur", "epur-mwl", "epur/input_buffer=16"]
+    assert found.accelerators[2].input_buffer_bytes == 16
     assert [(name, table.cell) for name, table in found.tables] == [
         ("epur-28nm:lstp", "lstp"), ("epur-28nm:lop", "lop"),
     ]  # fmt: skip
@@ -317,8 +317,8 @@ def test_points_are_what_a_run_finds(plan: Path, whole: Results) -> None:
             machine.name,
         )
         assert row["table"] == f"{table.name}:{table.cell}"
-        if machine.weight_buffer_bytes == 64:
-            assert "memory 'weights' of 64 bytes" in row["problem"]
+        if machine.input_buffer_bytes == 16:
+            assert "input_buffer_bytes holds 16 bytes" in row["problem"]
             assert row["cycles"] is row["energy_pj"] is row["trace"] is None
             assert row["emulated"] is not None
             continue
@@ -1049,7 +1049,7 @@ def test_sweep(
     status, out, _ = epur(capsys, plan, "-o", tmp_path / "x.h5", "--resume")
     assert status == 0
     assert "small on epur-mwl, epur-28nm:lop: relative error" in out
-    assert "[1] epur/weight_buffer=64: cacti-28nm: memory 'weights' of 64 bytes" in out
+    assert "[1] epur/input_buffer=16: input_buffer_bytes holds 16 bytes" in out
     status, out, err = epur(capsys, plan, "-o", tmp_path / "x.h5")
     assert (status, out) == (2, "")
     assert err == f"epur: {tmp_path}/x.h5: file exists; choose another -o, or go on with --resume\n"
