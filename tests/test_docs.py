@@ -16,6 +16,8 @@ import checkpoint_files
 import numpy as np
 import pytest
 
+from epur_emu.study import Study
+
 pytest.importorskip("matplotlib", reason="pages draw figures")
 
 if sys.version_info >= (3, 11):
