@@ -16,6 +16,8 @@ import checkpoint_files
 import numpy as np
 import pytest
 
+from epur_emu.study import Study
+
 pytest.importorskip("matplotlib", reason="pages draw figures")
 
 if sys.version_info >= (3, 11):
@@ -67,7 +69,16 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _less(words: list[str]) -> list[str]:
-    return [LESS.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
+    """The command on less; a study of the tree is read, and a small one is run in its place."""
+    less = [LESS.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
+    if words[1] != "sweep":
+        return less
+    for n, word in enumerate(less):
+        if word.startswith("studies/"):
+            Study.load(word)
+            less[n] = "small.toml"
+    # Processes take longer to start than the small study takes.
+    return [*less, "--jobs", "1"]
 
 
 @pytest.mark.parametrize("name", PAGES)
