@@ -258,14 +258,17 @@ class _Chip:
         for index, start, end, memory in self._regions():
             own = events.component == component
             own &= (events.address >= start) & (events.address < end)
-            rows = np.stack([events.op[own], events.bytes[own]], axis=1)
-            for (op, size), n in zip(*np.unique(rows, axis=0, return_counts=True), strict=True):
-                parts.append(self._access(memory, OPS[op], int(size), int(n)))
-            bank = memory.capacity_bytes // memory.banks or 1
-            first = (events.address[own] - start) // bank
-            last = (events.address[own] + events.bytes[own] - 1 - start) // bank
-            for low, high in np.unique(np.stack([first, last], axis=1), axis=0):
-                self._touch(index, memory, int(low) * bank, int(high) * bank + 1)
+            address, sizes, ops = events.address[own], events.bytes[own], events.op[own]
+            for code, op in enumerate(OPS):
+                for size, n in zip(*np.unique(sizes[ops == code], return_counts=True), strict=True):
+                    parts.append(self._access(memory, op, int(size), int(n)))
+            bank, most = memory.capacity_bytes // memory.banks or 1, memory.banks - 1
+            first = np.minimum((address - start) // bank, most)
+            last = np.minimum((address + sizes - 1 - start) // bank, most)
+            # One number for both: unique rows would be sorted as strings of bytes, slowly.
+            for both in np.unique(first * memory.banks + last).tolist():
+                low, high = divmod(both, memory.banks)
+                self._touch(index, memory, low * bank, high * bank + 1)
         return fsum(parts)
 
     def _access(self, memory: Memory, op: str, size: int, count: int) -> float:
