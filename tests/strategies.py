@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from epur_emu.arithmetic import ARITHMETICS, OPERATIONS, PLACES, Arithmetic, Override
@@ -27,10 +26,6 @@ from epur_emu.formats import (
 from epur_emu.network import LstmLayer
 from epur_emu.streams import KINDS, OPS, UNITS, AccessStream, Component, Phase
 from epur_emu.trace import Accesses, Trace
-
-# A busy machine must not fail a test.
-settings.register_profile("epur", deadline=None)
-settings.load_profile("epur")
 
 NAMES = ("cu.i.weights", "intermediate", "dram")
 COMPONENTS = (

@@ -31,8 +31,7 @@ from epur_emu.replay.sizes import parse_sizes
 from epur_emu.streams import AccessStream, Component, Phase
 from epur_emu.trace import Accesses, Trace
 
-# A busy machine must not fail a test.
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 LINE = 16
 COMPONENTS = (Component("a", None, 64, 2), Component("b", 1 << 20, 128, 4))

@@ -105,7 +105,7 @@ def test_closed_forms_equal_counting(trace: Trace) -> None:
     assert (info["cycles"], info["complete"]) == (trace.cycles, trace.complete)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(traces())
 def test_file_gives_the_same_trace_back(tmp_path: Path, trace: Trace) -> None:
     trace.save(tmp_path / "t.h5")
@@ -586,7 +586,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
 )
 @given(runs(), st.sampled_from((1, 7, 1 << 20)), st.integers(0, 60), st.integers(0, 60))
 def test_runs_expand_to_their_accesses(
