@@ -41,7 +41,7 @@ def available(form: str) -> None:
 
 @pytest.mark.parametrize("form", IMPORTERS)
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(trace=traces())
 def test_round_trip(tmp_path: Path, form: str, trace: Trace) -> None:

@@ -586,7 +586,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(runs(), st.sampled_from((1, 7, 1 << 20)), st.integers(0, 60), st.integers(0, 60))
 def test_runs_expand_to_their_accesses(
