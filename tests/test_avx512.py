@@ -1,4 +1,4 @@
-"""The AVX-512 level where the CPU has none: the same source, its intrinsics in plain C by SIMDe."""
+"""The AVX-512 levels where the CPU has none: the same source, its intrinsics in plain C by SIMDe."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parent / "epur_emu" / "_kernels"
 FLAGS = [
     "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-mavx2", "-mf16c", "-mfma", "-fPIC",
-    "-w", "-shared", "-Ddot_int_vnni=dot_int_avx512", "-Dinput_codes_vnni=input_codes_avx512",
+    "-w", "-shared",
 ]  # fmt: skip
 
+#: The levels that the processor may lack.
+WIDE = ("avx512", "avx512vnni")
+
 pytestmark = [
-    pytest.mark.skipif("avx512" in levels(), reason="the CPU has AVX-512: tested as it is"),
+    pytest.mark.skipif("avx512vnni" in levels(), reason="the CPU has both: tested as they are"),
     pytest.mark.skipif("avx2" not in levels(), reason="needs AVX2, FMA and F16C underneath"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc"),
     pytest.mark.skipif(
@@ -39,18 +42,18 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def portable(tmp_path_factory):
-    """The engine with a module whose AVX-512 level any CPU with AVX2 runs."""
+    """The engine with a module whose AVX-512 levels any CPU with AVX2 runs."""
     build = pytest.importorskip("Cython.Build")
     folder = tmp_path_factory.mktemp("avx512")
     for source in (*SOURCES.glob("*.[ch]"), SOURCES / "lstm.pyx"):
         text = source.read_text(encoding="utf-8")
         # Without the target the compiler can't use the instructions behind the program's back.
         (folder / source.name).write_text(text.replace("#pragma GCC target", "#pragma message"))
-    (folder / "cpu.h").write_text("static inline int epur_best(void) { return 2; }\n")
+    (folder / "cpu.h").write_text("static inline int epur_best(void) { return 3; }\n")
     build.cythonize(str(folder / "lstm.pyx"), quiet=True)
     files = [
         f"lstm{kind}_{level}.c" for kind in ("", "_int") for level in ("scalar", "avx2", "avx512")
-    ]
+    ] + ["lstm_int_vnni.c"]
     library = folder / f"lstm{sysconfig.get_config_var('EXT_SUFFIX')}"
     built = subprocess.run(
         ["gcc", *FLAGS, f"-I{HERE / 'portable'}", f"-I{folder}",
@@ -64,7 +67,7 @@ def portable(tmp_path_factory):
         importlib.util.spec_from_loader("portable.lstm", loader)
     )
     loader.exec_module(module)
-    assert module.LEVELS == ("scalar", "avx2", "avx512")
+    assert module.LEVELS == ("scalar", "avx2", *WIDE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_passes, "kernels", module)
         yield
@@ -73,15 +76,16 @@ def portable(tmp_path_factory):
 @settings(max_examples=60, deadline=None)
 @given(passes(), arithmetics(), st.sampled_from(test_emulator.ORDERS))
 def test_equals_the_oracle(case, a, order):
-    test_emulator.check(case, a, order, ["avx512"])
+    test_emulator.check(case, a, order, WIDE)
 
 
 @pytest.mark.parametrize(("a", "path"), test_emulator.FAST, ids=test_emulator.label)
 def test_fast_paths(a, path):
     case = test_emulator.usual(11)
-    assert test_emulator.engine(case.layer, a, level="avx512")._packed["pass"].paths == (path,)
+    for level in WIDE:
+        assert test_emulator.engine(case.layer, a, level=level)._packed["pass"].paths == (path,)
     for order in test_emulator.ORDERS:
-        test_emulator.check(case, a, order, ["avx512"])
+        test_emulator.check(case, a, order, WIDE)
 
 
 def test_a_larger_layer():

@@ -8,6 +8,7 @@
 #define SIMDE_X86_AVX512BW_NO_NATIVE
 #define SIMDE_X86_AVX512DQ_NO_NATIVE
 #define SIMDE_X86_AVX512VL_NO_NATIVE
+#define SIMDE_X86_AVX512VNNI_NO_NATIVE
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
 
@@ -21,13 +22,14 @@
 #define _mm512_add_ps(a, b) simde_mm512_add_ps(a, b)
 #define _mm512_sub_ps(a, b) simde_mm512_sub_ps(a, b)
 #define _mm512_mul_ps(a, b) simde_mm512_mul_ps(a, b)
-#define _mm512_range_ps(a, b, imm) simde_mm512_max_ps(simde_mm512_abs_ps(a), b) /* imm is 11 */
 #define _mm512_div_ps(a, b) simde_mm512_div_ps(a, b)
 #define _mm512_xor_si512(a, b) simde_mm512_xor_si512(a, b)
 #define _mm512_castps_si512(a) simde_mm512_castps_si512(a)
 #define _mm512_castsi512_ps(a) simde_mm512_castsi512_ps(a)
 #define _mm512_loadu_si512(p) simde_mm512_loadu_si512(p)
 #define _mm512_storeu_si512(p, v) simde_mm512_storeu_si512(p, v)
+#define _mm512_set1_epi8(s) simde_mm512_set1_epi8(s)
+#define _mm512_dpbusd_epi32(s, a, b) simde_mm512_dpbusd_epi32(s, a, b)
 #define _mm512_set1_epi16(s) simde_mm512_set1_epi16(s)
 #define _mm512_add_epi32(a, b) simde_mm512_add_epi32(a, b)
 #define _mm512_mask_add_epi32(s, k, a, b) simde_mm512_mask_add_epi32(s, k, a, b)
@@ -61,6 +63,9 @@ static inline simde__m512 portable_abs(simde__m512 a) {
     return simde__m512_from_private(x);
 }
 #define _mm512_abs_ps(a) portable_abs(a)
+
+/* imm is 11, the larger magnitude without sign; b is a number and not negative. */
+#define _mm512_range_ps(a, b, imm) portable_max(portable_abs(a), b)
 
 /* Rounded once, which SIMDe's are not. */
 #define FUSED(name)                                                                                    \
