@@ -309,10 +309,16 @@ def _planned(
     plan = replace(order, run_pass=noting)
     schedule = sequence(plan, network.shape, steps, machine, given, 0, 0)
     if schedule.policies:
-        taken = ", ".join(sorted({policy.policy for policy in schedule.policies}))
+        taken = {policy.policy for policy in schedule.policies}
+        remedies = ["use trace mode streams"]
+        if "prefetched" in taken:
+            remedies.append("turn double_buffering off")
+        if taken - {"prefetched"}:
+            remedies.append("take an accelerator that holds the network and the sequence")
         raise AcceleratorError(
-            accelerator.name, "dataflow", f"needs what can't be probed: {taken}",
-            "use trace mode streams, or an accelerator that holds the network and the sequence",
+            accelerator.name, "dataflow",
+            f"is {accelerator.dataflow!r} with {', '.join(sorted(taken))}, which can't be probed",
+            f"{remedies[0]}, or {' and '.join(remedies[1:])}",
         )  # fmt: skip
     return schedule, found
 

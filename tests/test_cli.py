@@ -210,6 +210,10 @@ def test_a_trace_of_a_newer_version(capsys, run, tmp_path):
     message = refused(capsys, "trace", "info", path)
     assert "version" in message
     assert "3.0" in message
+    whole[place : place + 1] = b"2"
+    path.write_bytes(whole)
+    message = refused(capsys, "trace", "info", path)
+    assert "version is 1 inside, 2 in the seal" in message
 
 
 def test_a_file_that_is_no_trace(capsys, tmp_path):

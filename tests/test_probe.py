@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import arithmetics
-from test_dataflow import machines, stacks
+from test_dataflow import machines, stacks, tight_machines
 
 from epur_emu import oracle_accesses, probe
 from epur_emu.accelerator import Accelerator
@@ -81,13 +82,14 @@ def run(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(
-    stacks(), st.integers(0, 4), machines(), st.one_of(st.just(EPUR), arithmetics()), st.booleans(),
-    st.sampled_from((1, 40, probe.ENOUGH)),
+    stacks(), st.integers(0, 4), machines(probe.WALKS), st.one_of(st.just(EPUR), arithmetics()),
+    st.booleans(), st.sampled_from((1, 40, probe.ENOUGH)),
 )  # fmt: skip
 def test_events_streams_and_oracle_agree(
     tmp_path: Path, shape: Any, steps: int, machine: Accelerator, arithmetic: Arithmetic,
     given: bool, enough: int,
 ) -> None:  # fmt: skip
+    machine = replace(machine, double_buffering=False)  # prefetched passes have no walk
     wanted, cycles = oracle_accesses.accesses_sequence(
         shape, steps, arithmetic, machine, machine.dataflow, given
     )
@@ -111,11 +113,45 @@ def test_events_streams_and_oracle_agree(
     events.validate()
 
 
-def test_every_dataflow_can_be_probed() -> None:
-    assert probe.WALKS.keys() == DATAFLOWS.keys()
+@settings(
+    max_examples=60, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+)  # fmt: skip
+@given(stacks(), st.integers(1, 4), st.one_of(machines(), tight_machines()), st.booleans())
+def test_what_has_no_walk_is_refused(
+    tmp_path: Path, shape: Any, steps: int, machine: Accelerator, given: bool
+) -> None:
+    """And what has one is walked, however tight the buffers."""
+    try:
+        schedule = schedule_sequence(shape, steps, EPUR, machine, given)
+    except AcceleratorError:
+        assume(False)
+    path, net = tmp_path / "t.h5", network_of(shape)
+    taken = {policy.policy for policy in schedule.policies}
+    if machine.dataflow in probe.WALKS and not taken:
+        streams = Trace(schedule.phases, schedule.components, schedule.cycles)
+        assert Counter(log(run(path, net, steps, EPUR, machine, given))) == Counter(log(streams))
+        path.unlink()
+        return
+    with pytest.raises(AcceleratorError, match="can't be probed") as refused:
+        run(path, net, steps, EPUR, machine, given)
+    line = str(refused.value)
+    assert f"{machine.dataflow!r}" in line
+    assert "trace mode streams" in line
+    assert "\n" not in line
+    if machine.dataflow in probe.WALKS:
+        assert all(policy in line for policy in taken)
+        assert ("double_buffering" in line) == ("prefetched" in taken)
+    else:
+        assert all(name in line for name in probe.WALKS)
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", sorted(DATAFLOWS))
+def test_walks_are_of_dataflows() -> None:
+    assert probe.WALKS.keys() <= DATAFLOWS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(probe.WALKS))
 def test_outputs_keep_their_bits(tmp_path: Path, name: str) -> None:
     shape = schedule_shape()
     net = network_of(shape, 5)
