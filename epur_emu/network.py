@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -199,13 +200,13 @@ class Network:
         """Number of weights, biases and peepholes."""
         return sum(layer.parameters for layer in self.passes)
 
-    @property
+    @cached_property
     def weight_hash(self) -> str:
-        """SHA-256 of all weights, 16 hexadecimal digits."""
+        """SHA-256 of all weights, 16 hexadecimal digits; weights can't change."""
         digest = hashlib.sha256()
         for layer in self.passes:
             digest.update(f"{layer.shape}{layer.clip or ''}".encode())
             for array in (layer.w_x, layer.w_h, layer.bias, layer.peepholes):
                 if array is not None:
-                    digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+                    digest.update(np.ascontiguousarray(array, np.float32).data)
         return digest.hexdigest()[:16]
