@@ -28,7 +28,7 @@ from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP32, FloatFormat, Format, LinearFormat
 from epur_emu.network import GATES, LstmLayer, Network
 from epur_emu.passes import COUNTED, EVENTS, LANES, PackedPass, level_number
-from epur_emu.probe import probe_sequence
+from epur_emu.probe import check_probe, probe_sequence
 from epur_emu.rounding import calibration, round_to
 from epur_emu.trace import Trace
 from epur_emu.version import __version__
@@ -550,9 +550,13 @@ def emulate(
     accelerator = accelerator or Accelerator.load("epur")
     order = dataflow_of(accelerator).rounds
     engine = Engine(network, arithmetic, order, alpha, level, check_finite, accelerator.width)
+    # What does not fit is refused before anything is computed; another shape of inputs, by the engine.
+    steps = len(np.asarray(inputs)) if np.ndim(inputs) == 2 else 0
+    given = initial is not None
+    schedule = schedule_sequence(network.shape, steps, arithmetic, accelerator, given)
+    if events is not None:
+        check_probe(network, steps, arithmetic, accelerator, given)
     layers = engine.sequence(inputs, initial)
-    steps = len(layers[-1])
-    schedule = schedule_sequence(network.shape, steps, arithmetic, accelerator, initial is not None)
     trace = trace_of([schedule], [network], [steps], arithmetic, accelerator)
     if events is not None:
         trace = probe_sequence(

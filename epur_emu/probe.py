@@ -230,6 +230,17 @@ def _walk_mwl(
 WALKS = {"epur": (epur.ORDER, _walk_epur), "epur-mwl": (mwl.ORDER, _walk_mwl)}
 
 
+def check_probe(
+    network: Network, steps: int, arithmetic: Arithmetic, accelerator: Accelerator, given: bool
+) -> None:
+    """Raise `AcceleratorError` if a sequence of so many steps can't be probed.
+
+    `given` tells whether the initial states are given.
+    """
+    Probe(network, arithmetic, accelerator)
+    _planned(network, steps, arithmetic, accelerator, given)
+
+
 def probe_sequence(
     path: str | os.PathLike[str],
     network: Network,

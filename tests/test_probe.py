@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import arithmetics
 from test_dataflow import machines, stacks, tight_machines
 
-from epur_emu import oracle_accesses, probe
+from epur_emu import emulator, oracle_accesses, probe
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.dataflow import DATAFLOWS, schedule_sequence
@@ -145,6 +145,18 @@ def test_what_has_no_walk_is_refused(
     else:
         assert all(name in line for name in probe.WALKS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_comes_before_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulator.Engine, "sequence", lambda *_: pytest.fail("evaluated"))
+    net, x = network_of(schedule_shape(), 5), np.zeros((9, 21), np.float32)
+    with pytest.raises(AcceleratorError, match="can't be probed"):
+        emulate(net, x, EPUR, Accelerator.load("epur-tiled"), events=tmp_path / "t.h5")
+    small = replace(Accelerator.load("epur"), input_buffer_bytes=16)
+    with pytest.raises(AcceleratorError, match="input_buffer_bytes"):
+        emulate(net, x, EPUR, small)
 
 
 def test_walks_are_of_dataflows() -> None:
