@@ -45,6 +45,9 @@ Plain = FloatFormat | FixedFormat
 #: Neurons side by side in a block, and inputs in a sub-vector.
 LANES = 16
 
+#: Weights that are rounded and packed at a time: more would only cost memory.
+PART = 2**16
+
 #: Time steps whose forward products share one reading of the weights.
 BLOCK = 32
 
@@ -159,7 +162,7 @@ def _within(a: Plain, b: Plain) -> bool:
 class _Matrix:
     """``matrix`` of `lstm_api.h` in the making, with the largest sum and the least magnitude of its rows.
 
-    Gates are added one by one, so that no more than one of them is ever there as float32.
+    Rows are added a few at a time, so that no more of them are ever there as float32.
     """
 
     cells: int
@@ -175,8 +178,8 @@ class _Matrix:
         dtype = (np.float16, np.uint16, np.float32)[store]
         return cls(cells, inputs, store, np.zeros((blocks * 4 + 1, subs * LANES, LANES), dtype))
 
-    def add(self, gate: int, values: F32) -> bool:
-        """Take in a gate's (H, I) values, unless the store can't hold them."""
+    def add(self, gate: int, start: int, values: F32) -> bool:
+        """Take in a gate's rows from `start`, a multiple of 16, unless the store can't hold them."""
         bits = values.view(np.uint32)
         with np.errstate(all="ignore"):
             finite = bool(np.isfinite(values).all())
@@ -188,13 +191,14 @@ class _Matrix:
             norm = float(sizes.sum(-1, dtype=np.float64).max(initial=0.0))
             self.norm = max(self.norm, norm) if finite else np.inf
             self.low = min(self.low, float(sizes.min(where=sizes > 0, initial=np.inf)))
-        for block, first in enumerate(range(0, self.cells, LANES)):
+        for first in range(0, len(values), LANES):
             part = (
                 values[first : first + LANES]
                 if self.store != TOP
                 else bits[first : first + LANES] >> 16
             )
-            self.codes[block * 4 + gate, : self.inputs, : len(part)] = part.T
+            row = (start + first) // LANES * 4 + gate
+            self.codes[row, : self.inputs, : len(part)] = part.T
         return True
 
     @property
@@ -217,7 +221,12 @@ def _packed(
     _, cells, inputs = matrix.shape
     for store in (HALF, TOP, WIDE):
         packed, seen = _Matrix.of(cells, inputs, store), Counts()
-        if all(packed.add(n, _weights(matrix[n], a, seen)) for n in members):
+        if all(
+            packed.add(n, part.start, _weights(matrix[n, part], a, top, seen))
+            for n in members
+            for top in [_top(matrix[n], a)]
+            for part in _parts(matrix[n])
+        ):
             break
     for event in EVENTS:
         setattr(counts, event, getattr(counts, event) + getattr(seen, event))
@@ -249,15 +258,37 @@ def _dequantised(codes: F64, top: Any, largest: int, product: Plain) -> F32:
     return out
 
 
-def _weights(values: npt.NDArray[Any], a: Arithmetic, counts: Counts) -> F32:
-    """One gate's matrix (H, I) as the multiplier takes it."""
+def _parts(matrix: npt.NDArray[Any]) -> list[slice]:
+    """Some rows at a time, of whole blocks."""
+    rows, inputs = matrix.shape
+    some = max(PART // inputs // LANES, 1) * LANES
+    return [slice(k, min(k + some, rows)) for k in range(0, rows, some)]
+
+
+def _tops(values: npt.NDArray[Any]) -> F32:
+    """Largest finite magnitude of each row (H, I), (H, 1); 0 if there is none."""
+    v = np.asarray(values, np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling not-a-number
+        top: F32 = np.abs(v).max(-1, keepdims=True, initial=0.0, where=np.isfinite(v))
+    return top
+
+
+def _top(matrix: npt.NDArray[Any], a: Arithmetic) -> F32 | None:
+    """A gate's largest magnitude where its rows' codes share one."""
+    if not isinstance(a.weight, LinearFormat) or a.weight.per_row:
+        return None
+    top: F32 = np.max([_tops(matrix[part]).max() for part in _parts(matrix)], keepdims=True)
+    return top[:, None]
+
+
+def _weights(values: npt.NDArray[Any], a: Arithmetic, top: F32 | None, counts: Counts) -> F32:
+    """Rows of one gate (rows, I) as the multiplier takes them; top: as `_top` has it."""
     v = np.asarray(values, np.float32)
     if not isinstance(a.weight, LinearFormat):
         return round_to(v, a.weight, counts=counts)
-    with np.errstate(invalid="ignore"):  # a signalling not-a-number
-        axis = -1 if a.weight.per_row else None
-        top = np.abs(v).max(axis, keepdims=True, initial=0.0, where=np.isfinite(v))
-        top = np.where(top > 0, top, np.float32(1))
+    top = _tops(v) if top is None else top
+    top = np.where(top > 0, top, np.float32(1))
+    with np.errstate(invalid="ignore"):
         codes = quantise(v, a.weight, top, counts).astype(np.float64)
     return _dequantised(codes, top.astype(np.float64), a.weight.max, a.product)
 
@@ -616,6 +647,7 @@ def _group(
     return group | {
         "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
+        "within": (steps[0], steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
         "limit": min(top, SAFE) / growth - near_zero, "least_product": least_product,
         "chain": (order_of[0] if a.product != FP32 else 0.0, *order_of[1:], 1.5 * normal, normal),
@@ -650,8 +682,11 @@ def _integer_group(
     codes = []
     for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True):
         q = np.zeros(matrix.shape, np.int16)
-        for n in members:  # one at a time: they are float64 on their way
-            q[n] = weight_codes(matrix[n : n + 1], weight, s[n : n + 1], alpha, counts)[0]
+        for n in members:
+            for part in _parts(matrix[n]):  # a few at a time: they are float64 on their way
+                q[n, part] = weight_codes(
+                    matrix[n : n + 1, part], weight, s[n : n + 1, part], alpha, counts
+                )[0]
         codes.append(IntegerMatrix.pack(q, weight, given))
     scale = _blocked(multipliers(s, given), np.float64)
     with np.errstate(all="ignore"):

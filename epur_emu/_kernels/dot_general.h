@@ -3,7 +3,8 @@
  * depends on the mode:
  *   nearest even   product: fma(w, x, M) - M, where M = 1.5 2^23 units of the result: rounded once.
  *                  sum: s = a + b and its error e; s is rounded as (s + M) - M; that is wrong only if s lies half-way
- *                  between two results and e points away from the one that was taken.
+ *                  between two results and e points away from the one that was taken. With AVX-512 s is rounded to odd
+ *                  instead, which keeps it on v's side of all results and half-way points.
  *   up, down, zero the processor rounds to float32 in the same direction, and then to units: together that is once.
  *   nearest away   the processor cuts: cut(cut(v) + half a unit); half units are float32 values, so that no cut passes one.
  *   stochastic     likewise cut(cut(v) + random * unit / 2^12), up to 11 bits of significand.
@@ -58,17 +59,27 @@ static inline unsigned turned(int mode) {
 
 /* The power of two that counts for v's unit, with v's sign where the processor cuts. M would overflow beyond 2^100: to
  * infinity, which is found to be out of range, only where the processor rounds to nearest. */
-INLINE vf scale_of(vf v, const lanes *f, const int mode) {
-    vf e = vf_max(vf_and(v, vf_set(float_bits(f->mask))), vf_set(f->least));
-    if (mode != NEAREST_EVEN) e = vf_pick(vf_lt(vf_set(0x1p100f), e), vf_set(INFINITY), e);
-    return mode == TOWARD_ZERO || mode == NEAREST_AWAY || mode == STOCHASTIC ? vf_or(e, vf_and(v, SIGN)) : e;
+INLINE vf scale_of(vf v, const lanes *f, const int mode, const int watching) {
+    const int cuts = mode == TOWARD_ZERO || mode == NEAREST_AWAY || mode == STOCHASTIC;
+    const vf mask = vf_set(float_bits(f->mask)), least = vf_set(f->least);
+    if (cuts && watching == NOTHING) return vf_signed(v, mask, least);
+    vf e = vf_max(vf_and(v, mask), least);
+    /* where nothing is watched all is below 2^100 */
+    if (mode != NEAREST_EVEN && watching != NOTHING) e = vf_pick(vf_lt(vf_set(0x1p100f), e), vf_set(INFINITY), e);
+    return cuts ? vf_or(e, vf_and(v, SIGN)) : e;
 }
 
-/* What is added to v before it is cut. */
+/* What is added to v before it is cut; the products are exact. */
 INLINE vf shifted(vf v, vf scale, const lanes *f, const int mode, vk key, uint32_t n) {
-    if (mode == NEAREST_AWAY) return vf_add(v, vf_mul(scale, vf_set(f->half)));
-    if (mode == STOCHASTIC) return vf_add(v, vf_mul(vf_mix(key, n), vf_mul(scale, vf_set(f->random))));
+    if (mode == NEAREST_AWAY) return vf_fma(scale, vf_set(f->half), v);
+    if (mode == STOCHASTIC) return vf_fma(vf_mix(key, n), vf_mul(scale, vf_set(f->random)), v);
     return v;
+}
+
+/* v to units; scale * magic is exact. */
+INLINE vf to_units(vf v, const lanes *f, const int mode, const int watching, vk key, uint32_t n) {
+    const vf scale = scale_of(v, f, mode, watching), magic = vf_set(f->magic);
+    return vf_fnma(scale, magic, vf_fma(scale, magic, shifted(v, scale, f, mode, key, n)));
 }
 
 INLINE vf watched(vf r, const lanes *f, const int tracked, watch *w) {
@@ -80,10 +91,16 @@ INLINE vf watched(vf r, const lanes *f, const int tracked, watch *w) {
 INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, const int mode, const int watching,
                            const vk *keys, uint32_t n, watch *seen_here) {
     const vf x = vf_set(factor);
+    const int single = f->magic == 0.0f; /* float32 itself */
     EACH {
-        const vf near = vf_mul(w[i], x), scale = scale_of(near, f, mode), magic = vf_mul(scale, vf_set(f->magic));
-        vf r = mode == NEAREST_EVEN ? vf_fma(w[i], x, magic) : vf_add(shifted(near, scale, f, mode, keys[i], n), magic);
-        r = watched(vf_sub(r, magic), f, watching != NOTHING, seen_here);
+        const vf near = vf_mul(w[i], x);
+        vf r = near;
+        if (!single && mode == NEAREST_EVEN) {
+            const vf magic = vf_mul(scale_of(near, f, mode, watching), vf_set(f->magic));
+            r = vf_sub(vf_fma(w[i], x, magic), magic);
+        } else if (!single)
+            r = to_units(near, f, mode, watching, keys[i], n);
+        r = watched(r, f, watching != NOTHING, seen_here);
         if (watching == COUNTS) {
             const vf rest = vf_fma(w[i], x, vf_neg(r)), room = vf_fma(vf_abs(w[i]), vf_abs(x), vf_set(-f->normal));
             const vm below = vm_and(vf_ne(rest, vf_set(0.0f)), vf_lt(room, vf_set(0.0f)));
@@ -99,24 +116,25 @@ INLINE vf error_of(vf a, vf b, vf s) {
     return vf_add(vf_sub(a, vf_sub(s, back)), vf_sub(b, back));
 }
 
-INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, const int innocuous, const int watching,
+INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, int innocuous, const int watching,
                        const vk *keys, uint32_t n, watch *seen_here) {
+    const int single = f->magic == 0.0f, odd = HAS_ODD && mode == NEAREST_EVEN && !innocuous && !single;
     const vf zero = vf_set(0.0f);
     vf s[LOCK], e[LOCK], r[LOCK];
     int lost = 0;
-    EACH s[i] = vf_add(a[i], b[i]);
-    if (mode == NEAREST_EVEN && !innocuous)
+    if (odd)
+        EACH s[i] = vf_odd(a[i], b[i]);
+    else
+        EACH s[i] = vf_add(a[i], b[i]);
+    if (mode == NEAREST_EVEN && !innocuous && !HAS_ODD)
         EACH {
             e[i] = error_of(a[i], b[i], s[i]);
             lost |= vm_any(vf_ne(e[i], zero));
         }
-    EACH {
-        const vf scale = scale_of(s[i], f, mode), magic = vf_mul(scale, vf_set(f->magic));
-        r[i] = vf_sub(vf_add(shifted(s[i], scale, f, mode, keys[i], n), magic), magic);
-    }
+    EACH r[i] = single ? s[i] : to_units(s[i], f, mode, watching, keys[i], n);
     if (lost)
         EACH {
-            const vf off = vf_sub(s[i], r[i]), half = vf_mul(scale_of(s[i], f, mode), vf_set(f->half));
+            const vf off = vf_sub(s[i], r[i]), half = vf_mul(scale_of(s[i], f, mode, watching), vf_set(f->half));
             const vm wrong = vm_and(vf_eq(vf_abs(off), half), vf_lt(zero, vf_xor(e[i], vf_and(off, SIGN))));
             r[i] = vf_add(r[i], vf_pick(wrong, vf_add(off, off), zero));
         }
@@ -125,7 +143,10 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, const
         EACH {
             const vf normal = vf_set(f->normal), size = vf_abs(s[i]);
             vm inexact, at = vf_eq(size, normal);
-            if (mode == NEAREST_EVEN) {
+            if (odd) { /* on v's side of all values, and r only if v is */
+                inexact = vf_ne(s[i], r[i]);
+                at = vf_lt(size, normal);
+            } else if (mode == NEAREST_EVEN) {
                 const vf error = error_of(a[i], b[i], s[i]);
                 inexact = vf_ne(error, zero);
                 at = vm_and(at, vf_lt(vf_xor(error, vf_and(s[i], SIGN)), zero)); /* rounded up to it */
@@ -155,18 +176,18 @@ INLINE void one_sub_vector(float *level, float *acc, const float *wide, const fl
         load_wide(w, wide, 0, j), round_products(a, w, x[j], &g->place[PRODUCT], mode, watching, keys, n + (uint32_t)j, seen_here);
         load_wide(w, wide, 0, j + 1);
         round_products(b, w, x[j + 1], &g->place[PRODUCT], mode, watching, keys, n + (uint32_t)j + 1, seen_here);
-        round_sums(a, b, &g->place[TREE], mode, innocuous, sums, keys, n + 16 + (uint32_t)j / 2, seen_here + TREE);
+        round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[0], sums, keys, n + 16 + (uint32_t)j / 2, seen_here + TREE);
         put(level + j / 2 * LANES, a);
     }
     uint32_t op = n + 24;
     for (int width = 4; width; width /= 2)
         for (int j = 0; j < width; j++, op++) {
             fetch(a, level + 2 * j * LANES), fetch(b, level + (2 * j + 1) * LANES);
-            round_sums(a, b, &g->place[TREE], mode, innocuous, sums, keys, op, seen_here + TREE);
+            round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[1], sums, keys, op, seen_here + TREE);
             put(level + j * LANES, a);
         }
     fetch(a, acc), fetch(b, level);
-    round_sums(a, b, &g->place[ACCUMULATOR], mode, innocuous, sums, keys, op, seen_here + ACCUMULATOR);
+    round_sums(a, b, &g->place[ACCUMULATOR], mode, innocuous || g->within[2], sums, keys, op, seen_here + ACCUMULATOR);
     put(acc, a);
 }
 
@@ -210,9 +231,10 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
                 for (int p = 0; p < 3; p++) seen_here[u][p] = (watch){vf_set(0.0f), vc_zero()};
                 for (int l = 0; l < LANES; l++) {
                     const uint32_t row = (uint32_t)order[l / 16];
-                    keys[u * LANES + l] = mode == STOCHASTIC ? neuron_key(c->step_keys[first + place[u]],
-                                                                          row / 4 * 16 + (uint32_t)l % 16, row % 4)
-                                                             : 0;
+                    const uint32_t key = mode == STOCHASTIC ? neuron_key(c->step_keys[first + place[u]],
+                                                                         row / 4 * 16 + (uint32_t)l % 16, row % 4)
+                                                            : 0;
+                    keys[u * LANES + l] = key ^ key >> 16; /* mix's first step: the same for operation and key apart */
                 }
             }
             for (ptrdiff_t s = 0; s < m->subs; s++) {

@@ -40,6 +40,7 @@ cdef extern from * nogil:
     ctypedef struct general:
         lanes place[3]
         int mode, innocuous, narrows
+        int within[3]
     ctypedef struct operand:
         int kind
         fmt format
@@ -219,6 +220,7 @@ cdef class Pass:
         g.chain.product, g.chain.tree, g.chain.acc, g.chain.least, g.chain.normal = c
         for k in range(3):
             g.general.place[k] = lanes_of(values["lanes"][k])
+            g.general.within[k] = values["within"][k]
         g.general.mode, g.general.innocuous, g.general.narrows = values["mode"], values["innocuous"], values["narrows"]
         g.limit, g.least_product = values["limit"], values["least_product"]
         for k, (array, store, rows, subs, norm, low) in enumerate(values["w"]):

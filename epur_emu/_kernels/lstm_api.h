@@ -37,7 +37,8 @@ typedef struct {
 typedef struct {
     lanes place[3]; /* products, tree, accumulator */
     int mode;
-    int innocuous; /* nearest even: whether sums may be rounded to float32 first */
+    int innocuous; /* nearest even: whether all sums may be rounded to float32 first; */
+    int within[3]; /* those of products, of a tree's sums, in the accumulator */
     int narrows;   /* whether a sum below the normal range may be inexact */
 } general;
 

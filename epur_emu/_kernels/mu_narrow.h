@@ -21,7 +21,7 @@ int LEVEL(mu_scaled)(const mu_call *call, const int32_t *acc, const float *scale
 
 /* v rounded; below `normal` an inexact result counts. */
 INLINE vf mu_rounded(vf v, float normal, const lanes *f, const int mode, watch *w) {
-    const vf scale = scale_of(v, f, mode), magic = vf_mul(scale, vf_set(f->magic));
+    const vf scale = scale_of(v, f, mode, RANGE), magic = vf_mul(scale, vf_set(f->magic));
     const vf r = watched(vf_sub(vf_add(shifted(v, scale, f, mode, (vk){0}, 0), magic), magic), f, 1, w);
     w->below = vc_add(w->below, vm_and(vf_lt(vf_abs(v), vf_set(normal)), vf_ne(r, v)));
     return r;
@@ -32,7 +32,7 @@ INLINE vf mu_sum(vf a, vf b, const lanes *f, const int mode, watch *w) {
 }
 
 INLINE vf mu_product(vf a, vf b, const lanes *f, const int mode, watch *w) {
-    const vf near = vf_mul(a, b), scale = scale_of(near, f, mode), magic = vf_mul(scale, vf_set(f->magic));
+    const vf near = vf_mul(a, b), scale = scale_of(near, f, mode, RANGE), magic = vf_mul(scale, vf_set(f->magic));
     vf r = mode == NEAREST_EVEN ? vf_fma(a, b, magic)
                                 : vf_add(shifted(near, scale, f, mode, (vk){0}, 0), magic);
     r = watched(vf_sub(r, magic), f, 1, w);

@@ -11,7 +11,10 @@
  *   vf_and, vf_or, vf_xor  of the bits;  vf_topmost(a, b) the larger of two bit patterns without sign
  *   vf_min, vf_max    return the second operand if one is not a number
  *   vf_pick(m, a, b)  a where m is set, else b;  vm_any(m) whether any lane is set
- *   vf_mix(key, n)    12 random bits as float32 for each lane's key, of operation n
+ *   vf_fnma(a, b, c)  c - a * b, rounded once
+ *   vf_signed(v, m, l)  the larger of the bits of |v| in m and l, with v's sign
+ *   vf_odd(a, b)      the neighbour of a + b with an odd last bit if that is not exact (AVX-512 only)
+ *   vf_mix(key, n)    12 random bits as float32 of operation n; key: each lane's x ^ x >> 16
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
@@ -123,6 +126,8 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_top(p) \
     _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
 #define vf_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define vf_fnma(a, b, c) _mm256_fnmadd_ps(a, b, c)
+#define vf_signed(v, m, l) vf_or(_mm256_max_ps(vf_and(v, m), l), vf_and(v, _mm256_set1_ps(-0.0f)))
 #define vf_and(a, b) _mm256_and_ps(a, b)
 #define vf_or(a, b) _mm256_or_ps(a, b)
 #define vf_xor(a, b) _mm256_xor_ps(a, b)
@@ -132,12 +137,11 @@ static inline vf vf_round(vf v, uint16_t *code) {
 typedef __m256i vk;
 #define vk_load(p) _mm256_loadu_si256((const __m256i *)(p))
 static inline vf vf_mix(vk key, uint32_t n) {
-    __m256i x = _mm256_xor_si256(key, _mm256_set1_epi32((int)(n * 0x9e3779b9U)));
-    x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
+    n *= 0x9e3779b9U;
+    __m256i x = _mm256_xor_si256(key, _mm256_set1_epi32((int)(n ^ n >> 16)));
     x = _mm256_mullo_epi32(x, _mm256_set1_epi32(0x7feb352d));
     x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 15));
     x = _mm256_mullo_epi32(x, _mm256_set1_epi32((int)0x846ca68bU));
-    x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
     return _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 20));
 }
 #define vf_eq(a, b) _mm256_cmp_ps(a, b, _CMP_EQ_OQ)
@@ -191,6 +195,9 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_top(p) \
     _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16))
 #define vf_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define vf_fnma(a, b, c) _mm512_fnmadd_ps(a, b, c)
+#define vf_signed(v, m, l) _mm512_range_ps(vf_and(v, vf_or(m, _mm512_set1_ps(-0.0f))), l, 3)
+#define HAS_ODD 1
 #define vf_bits(a) _mm512_castps_si512(a)
 #define vf_and(a, b) _mm512_castsi512_ps(_mm512_and_si512(vf_bits(a), vf_bits(b)))
 #define vf_or(a, b) _mm512_castsi512_ps(_mm512_or_si512(vf_bits(a), vf_bits(b)))
@@ -201,13 +208,17 @@ static inline vf vf_round(vf v, uint16_t *code) {
 typedef __m512i vk;
 #define vk_load(p) _mm512_loadu_si512(p)
 static inline vf vf_mix(vk key, uint32_t n) {
-    __m512i x = _mm512_xor_si512(key, _mm512_set1_epi32((int)(n * 0x9e3779b9U)));
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+    n *= 0x9e3779b9U;
+    __m512i x = _mm512_xor_si512(key, _mm512_set1_epi32((int)(n ^ n >> 16)));
     x = _mm512_mullo_epi32(x, _mm512_set1_epi32(0x7feb352d));
     x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 15));
     x = _mm512_mullo_epi32(x, _mm512_set1_epi32((int)0x846ca68bU));
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
     return _mm512_cvtepi32_ps(_mm512_srli_epi32(x, 20));
+}
+static inline vf vf_odd(vf a, vf b) {
+    const vf below = _mm512_add_round_ps(a, b, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const vf above = _mm512_add_round_ps(a, b, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    return _mm512_mask_blend_ps(_mm512_test_epi32_mask(vf_bits(below), _mm512_set1_epi32(1)), above, below);
 }
 #define vf_eq(a, b) _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
@@ -219,6 +230,11 @@ typedef int64_t vc;
 #define vc_add(n, m) ((n) + __builtin_popcount((unsigned)(m)))
 #define vc_sum(n) (n)
 
+#endif
+
+#if !defined(HAS_ODD)
+#define HAS_ODD 0
+#define vf_odd(a, b) vf_add(a, b) /* not called */
 #endif
 
 #define VN (16 / VW)

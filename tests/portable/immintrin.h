@@ -64,8 +64,33 @@ static inline simde__m512 portable_abs(simde__m512 a) {
 }
 #define _mm512_abs_ps(a) portable_abs(a)
 
-/* imm is 11, the larger magnitude without sign; b is a number and not negative. */
-#define _mm512_range_ps(a, b, imm) portable_max(portable_abs(a), b)
+/* The larger magnitude; imm is 11, without sign, or 3, with a's. b is a number and not negative. */
+static inline simde__m512 portable_range(simde__m512 a, simde__m512 b, int imm) {
+    simde__m512_private x = simde__m512_to_private(portable_max(portable_abs(a), b)), y = simde__m512_to_private(a);
+    for (int i = 0; i < 2 && imm == 3; i++)
+        x.m256[i] = _mm256_or_ps(x.m256[i], _mm256_and_ps(y.m256[i], _mm256_set1_ps(-0.0f)));
+    return simde__m512_from_private(x);
+}
+#undef _mm512_range_ps
+#define _mm512_range_ps(a, b, imm) portable_range(a, b, imm)
+
+static __attribute__((noinline)) simde__m512 portable_add_round(simde__m512 a, simde__m512 b, int mode) {
+    simde__m512_private x = simde__m512_to_private(a), y = simde__m512_to_private(b);
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr((before & ~(unsigned)_MM_ROUND_MASK) | (unsigned)(mode & 3) << 13);
+    for (int i = 0; i < 2; i++) {
+        __m256 sum = x.m256[i];
+        __asm__ volatile("" : "+x"(sum) : : "memory");
+        sum = _mm256_add_ps(sum, y.m256[i]);
+        __asm__ volatile("" : "+x"(sum) : : "memory");
+        x.m256[i] = sum;
+    }
+    _mm_setcsr(before);
+    return simde__m512_from_private(x);
+}
+#undef _mm512_add_round_ps
+#define _mm512_add_round_ps(a, b, mode) portable_add_round(a, b, mode)
+#define _mm512_test_epi32_mask(a, b) simde_mm512_test_epi32_mask(a, b)
 
 /* Rounded once, which SIMDe's are not. */
 #define FUSED(name)                                                                                    \
