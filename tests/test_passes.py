@@ -143,7 +143,7 @@ from epur_emu import Engine, LstmLayer, Network
 from epur_emu.arithmetic import arithmetic
 
 def peak():
-    """Of this program alone; `ru_maxrss` would begin with its parent's."""
+    # Of this program alone: ru_maxrss begins with its parent's.
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
