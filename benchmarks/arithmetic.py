@@ -4,7 +4,7 @@ pip install 'epur_emu[bench]'
 python benchmarks/arithmetic.py [--json]
 
 Same layer, same input, same run: all sides are called in turn. A last row has the fp16 LSTM with every
-operation rounded by numpy float16.
+operation rounded by numpy float16; other formats and modes stand beside fp16.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,21 @@ import torch  # noqa: E402
 from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: E402
 
 from epur_emu import Engine, LstmLayer, Network  # noqa: E402
-from epur_emu.arithmetic import arithmetic  # noqa: E402
+from epur_emu.arithmetic import Arithmetic, arithmetic  # noqa: E402
+from epur_emu.formats import FP32, MODES, parse  # noqa: E402
 
 F32 = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
 
 STEPS = {320: 300, 1024: 100, 2048: 100}
 FORMATS = ("fp16", "bf16", "e4m3fn-sat", "int8")
+
+#: Changes of fp16 that take the general path.
+OTHERS: dict[str, dict[str, Any]] = {
+    "products in fp32": {"product": FP32},
+    "DPU in e6m14": dict.fromkeys(("product", "tree", "accumulator"), parse("e6m14")),
+    **{mode: {"rounding": mode} for mode in MODES[1:]},
+}
 
 #: Farthest that an output in a format may lie from float32's: a wrong answer is not worth timing.
 FAR = {"fp16": 0.02, "bf16": 0.1, "e4m3fn-sat": 1.0, "int8": 0.05}
@@ -131,10 +140,10 @@ def peers(
     }
 
 
-def engine_of(network: Network, name: str, threads: int = 1) -> Engine:
+def engine_of(network: Network, a: Arithmetic, threads: int = 1) -> Engine:
     """An engine for inputs of at most 1 that leaves out the counting of underflows, as `epur evaluate` does."""
     alpha = {f"{p.name}.input": 1.0 for p in network.passes}
-    return Engine(network, arithmetic(name), alpha=alpha, count=False, threads=threads)
+    return Engine(network, a, alpha=alpha, count=False, threads=threads)
 
 
 def of_size(cells: int, steps: int, formats: list[str], rounds: int) -> list[dict[str, Any]]:
@@ -142,7 +151,7 @@ def of_size(cells: int, steps: int, formats: list[str], rounds: int) -> list[dic
     module, ours = layer(cells)
     x = np.random.default_rng(cells).uniform(-1, 1, (steps, cells)).astype(np.float16)
     network = Network("benchmark", ((ours,),))
-    engines = {f: engine_of(network, f"epur-{f}") for f in formats}
+    engines = {f: engine_of(network, arithmetic(f"epur-{f}")) for f in formats}
     sides: dict[str, Callable[[], object]] = {
         f: partial(engine.sequence, x) for f, engine in engines.items()
     }
@@ -211,7 +220,7 @@ def beside_numpy(rounds: int) -> dict[str, Any]:
     _, ours = layer(cells)
     x = np.random.default_rng(0).uniform(-1, 1, (steps, cells)).astype(np.float16)
     fp16 = arithmetic("epur-fp16")
-    engine = engine_of(Network("benchmark", ((ours,),)), fp16.name)
+    engine = engine_of(Network("benchmark", ((ours,),)), fp16)
     theirs = partial(in_numpy, ours, x, fp16.clamp)
     if not np.array_equal(engine.sequence(x)[0], theirs()):
         sys.exit("numpy's float16 gives other bits")
@@ -222,13 +231,34 @@ def beside_numpy(rounds: int) -> dict[str, Any]:
     )
 
 
+def beside_fp16(rounds: int) -> list[dict[str, Any]]:
+    """Other formats and modes, by the general path, beside fp16."""
+    cells, steps = 1024, 20
+    _, ours = layer(cells)
+    x = np.random.default_rng(0).uniform(-1, 1, (steps, cells)).astype(np.float16)
+    network, fp16 = Network("benchmark", ((ours,),)), arithmetic("epur-fp16")
+    sides: dict[str, Callable[[], object]] = {
+        name: partial(engine_of(network, replace(fp16, **changes)).sequence, x)
+        for name, changes in {"fp16": {}, **OTHERS}.items()
+    }
+    seconds = harness.in_turn(sides, rounds)
+    work = steps * 8 * cells**2 / 1e9
+    return [
+        harness.row(
+            f"{name}, {cells} cells, {steps} steps",
+            work / seconds[name], work / seconds["fp16"], "fp16", "GMAC/s",
+        )
+        for name in OTHERS
+    ]  # fmt: skip
+
+
 def two_threads(rounds: int) -> dict[str, Any]:
     """Sequences in two threads beside the same in one."""
     cells, steps, count = 320, 100, 8
     _, ours = layer(cells)
     network = Network("benchmark", ((ours,),))
     xs = np.random.default_rng(0).uniform(-1, 1, (count, steps, cells)).astype(np.float32)
-    calls = [partial(engine_of(network, "epur-fp16", n).sequences, list(xs)) for n in (2, 1)]
+    calls = [partial(engine_of(network, arithmetic("epur-fp16"), n).sequences, list(xs)) for n in (2, 1)]
     for a, b in zip(*(call() for call in calls), strict=True):
         if not np.array_equal(a[0], b[0]):
             sys.exit("two threads give other bits than one")
@@ -251,7 +281,7 @@ def main() -> None:
     rows = []
     for cells in args.cells:
         rows += of_size(cells, STEPS.get(cells, 100), args.formats, args.rounds)
-    rows += [beside_numpy(args.rounds), two_threads(args.rounds)]
+    rows += [beside_numpy(args.rounds), *beside_fp16(args.rounds), two_threads(args.rounds)]
     harness.report(rows, harness.machine("torch", "onnxruntime", "numpy"), args.json)
 
 
