@@ -105,8 +105,8 @@ extras = {
         "gfloat>=0.5",
         *evaluate,
     ],
-    # matplotlib for its types
-    "lint": ["ruff>=0.6", "mypy>=1.11", "cython-lint>=0.16", "matplotlib>=3.7"],
+    # matplotlib and mkdocs for their types
+    "lint": ["ruff>=0.6", "mypy>=1.11", "cython-lint>=0.16", "matplotlib>=3.7", "mkdocs>=1.6,<2"],
 }
 
 setup(
