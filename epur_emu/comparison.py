@@ -419,19 +419,24 @@ def _workers(
         list(first)  # they load the model before time is taken
         yield lambda calls: pool.map(_answer, calls)
     except BrokenProcessPool as error:
-        # Before CPython 3.11.5 (gh-94777) its thread would wait for ever to send what nobody will read.
-        reader = getattr(getattr(pool, "_call_queue", None), "_reader", None)
-        if reader is not None:
-            reader.close()
+        _stop_sending(pool)
         raise EpurError(
             "evaluate", "process", "ended before its time", "use fewer --jobs: memory may be short"
         ) from error
     except BaseException:
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()
+        _stop_sending(pool)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _stop_sending(pool: ProcessPoolExecutor) -> None:
+    """Before CPython 3.11.5 (gh-94777) a pool's end waits for ever to send what nobody will read."""
+    reader = getattr(getattr(pool, "_call_queue", None), "_reader", None)
+    if reader is not None:
+        reader.close()
 
 
 @contextmanager
