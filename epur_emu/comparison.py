@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -434,9 +435,8 @@ def _workers(
 
 def _stop_sending(pool: ProcessPoolExecutor) -> None:
     """Before CPython 3.11.5 (gh-94777) a pool's end waits for ever to send what nobody will read."""
-    reader = getattr(getattr(pool, "_call_queue", None), "_reader", None)
-    if reader is not None:
-        reader.close()
+    if sys.version_info < (3, 11, 5):
+        pool._call_queue._reader.close()  # type: ignore[attr-defined]
 
 
 @contextmanager
