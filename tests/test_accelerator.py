@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 import checkpoint_files as files
 import numpy as np
 import pytest
+from test_cli import epur
 
-from epur_emu import cli
 from epur_emu.accelerator import STATUSES, Accelerator, preset_text, presets
 from epur_emu.dataflow import DATAFLOWS
 from epur_emu.errors import AcceleratorError
@@ -109,17 +109,6 @@ def test_a_file_of_ones_own(tmp_path, old, new, message):
 def test_a_preset_that_is_none():
     with pytest.raises(AcceleratorError, match="is no preset; use one of epur, epur-batch"):
         preset_text("npu")
-
-
-def epur(capsys, *arguments):
-    """Exit status, standard output and standard error of a command."""
-    status = 0
-    try:
-        cli.main([str(a) for a in arguments])
-    except SystemExit as stop:
-        status = stop.code or 0
-    out = capsys.readouterr()
-    return status, out.out, out.err
 
 
 @pytest.fixture(scope="module")

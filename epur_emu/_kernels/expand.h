@@ -156,6 +156,17 @@ static int lane_collect(epur_expansion *e, const epur_lane *a, int op, int64_t u
     return 1;
 }
 
+/* Make room for one more run under way. */
+static int room_for_one(epur_lane *a) {
+    if (a->running < a->room) return EXPAND_DONE;
+    if (a->room == OVERLAPPING) return EXPAND_CROWDED;
+    const ptrdiff_t room = a->room ? 4 * a->room : 64;
+    epur_run *made = realloc(a->active, (size_t)room * sizeof *made);
+    if (!made) return EXPAND_NO_MEMORY;
+    a->active = made, a->room = room;
+    return EXPAND_DONE;
+}
+
 /* Forget what was before `until`; runs that have begun and not ended become active. */
 static int lane_commit(epur_lane *a, int64_t until) {
     ptrdiff_t kept = 0;
@@ -172,13 +183,8 @@ static int lane_commit(epur_lane *a, int64_t until) {
         if (!a->count) continue;
         const int64_t taken = within(a->cycle[i], a->wait[i], a->count[i], until);
         if (taken == a->count[i]) continue;
-        if (a->running == a->room) {
-            if (a->room == OVERLAPPING) return EXPAND_CROWDED;
-            const ptrdiff_t room = a->room ? 4 * a->room : 64;
-            epur_run *made = realloc(a->active, (size_t)room * sizeof *made);
-            if (!made) return EXPAND_NO_MEMORY;
-            a->active = made, a->room = room;
-        }
+        const int failed = room_for_one(a);
+        if (failed) return failed;
         epur_run *r = &a->active[a->running++];
         r->cycle = a->cycle[i] + taken * a->wait[i], r->address = a->address[i] + taken * a->by[i];
         r->bytes = a->bytes[i], r->left = a->count[i] - taken, r->by = a->by[i], r->wait = a->wait[i], r->op = a->op[i];
@@ -331,13 +337,8 @@ static int lanes_open(epur_expansion *e) {
         epur_lane *a = &e->lanes[lane];
         for (; a->at < a->size && a->cycle[a->at] <= e->now; a->at++) {
             const ptrdiff_t i = a->at;
-            if (a->running == a->room) {
-                if (a->room == OVERLAPPING) return EXPAND_CROWDED;
-                const ptrdiff_t room = a->room ? 4 * a->room : 64;
-                epur_run *made = realloc(a->active, (size_t)room * sizeof *made);
-                if (!made) return EXPAND_NO_MEMORY;
-                a->active = made, a->room = room;
-            }
+            const int failed = room_for_one(a);
+            if (failed) return failed;
             epur_run *r = &a->active[a->running++];
             r->cycle = a->cycle[i], r->address = a->address[i], r->bytes = a->bytes[i], r->op = a->op[i];
             r->left = a->count ? a->count[i] : 1, r->by = a->by ? a->by[i] : 0, r->wait = a->wait ? a->wait[i] : 0;
