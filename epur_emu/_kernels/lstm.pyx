@@ -80,7 +80,7 @@ cdef extern from * nogil:
         const uint32_t *sigmoid
         const uint32_t *tanh
     ctypedef struct c_pass "pass":
-        int level, counted, groups
+        int level, counted, groups, integers
         Py_ssize_t cells, blocks, subs_x
         unit unit[4]
         group group[4]
@@ -184,6 +184,7 @@ cdef class Pass:
             for k in range(2):
                 self.operand_of(&g.operand[k], values["operand"][k])
             if "codes" in values:
+                self.p.integers = 1
                 self.integers(g, values)
             else:
                 self.numbers(g, values)

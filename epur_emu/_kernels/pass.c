@@ -93,6 +93,7 @@ typedef struct {
     uint32_t *keys;
     float *copy, *anew;
     int32_t *own;
+    void *integers;
     uintptr_t end;
 } room_t;
 
@@ -113,6 +114,7 @@ static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
     r.general = (uint8_t *)at, at += count;
     r.exact = (uint8_t *)at, at += count;
     r.safely = (uint8_t *)at, at += count;
+    r.integers = (void *)at, at += p->integers ? (uintptr_t)int_room((ptrdiff_t)w, nv) : 0;
     r.end = at;
     return r;
 }
@@ -150,7 +152,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                 memset(to + length, 0, (size_t)(inputs - length) * sizeof *to);
             }
             held = o;
-            AT_INT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left);
+            AT_INT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left,
+                                              r->integers);
             k->n[ACCUMULATOR].saturation += left[0];
             k->n[ACCUMULATOR].raised += left[1] >= 0;
             if (left[1] >= 0 && *k->raised < 0) {

@@ -40,7 +40,7 @@ typedef struct {
 } group;
 
 typedef struct {
-    int level, counted, groups;
+    int level, counted, groups, integers; /* integers: whether some group is BY_INTEGERS */
     ptrdiff_t cells, blocks, subs_x;
     unit unit[4];
     group group[4];
