@@ -48,8 +48,9 @@ LANES = 16
 #: Weights that are rounded and packed at a time: more would only cost memory.
 PART = 2**16
 
-#: Time steps whose forward products share one reading of the weights.
-BLOCK = 32
+#: Time steps whose forward products share one reading of the weights; most of them for integers, whose
+#: products take less time than a reading.
+BLOCK, MOST = 32, 128
 
 #: Places in the order in which the kernels count them.
 COUNTED = (
@@ -496,11 +497,14 @@ class PackedPass:
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = np.empty(self.compiled.room(min(BLOCK, max(len(x), 1))), np.uint8).view(np.int8)
-        starts = list(range(0, len(x), BLOCK))
+        block = self._block(len(x))
+        room = np.empty(self.compiled.room(block), np.uint8).view(np.int8)
+        starts = list(range(0, len(x), block))
+        sums, isums, bound = self._arrays(min(block, len(x)))
         for start in reversed(starts) if self.layer.reverse else starts:
-            part = slice(start, start + BLOCK)
-            sums, isums, bound = self._arrays(len(x[part]))
+            part = slice(start, start + block)
+            if len(x[part]) != len(sums):
+                sums, isums, bound = self._arrays(len(x[part]))
             self.compiled.forward(x[part], sums, isums, bound, start, 1, seen, raised, room)
             if separate:
                 if isums is not None:
@@ -513,6 +517,13 @@ class PackedPass:
         self._taken(seen, raised, counts)
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
+
+    def _block(self, steps: int) -> int:
+        """Time steps of a block: equal parts, integers' sums no more than a quarter of 16-bit weights."""
+        most = BLOCK
+        if self.integers:
+            most = min(max((self.layer.inputs + self.layer.cells) // 16, BLOCK), MOST)
+        return -(-steps // -(-steps // most)) if steps else 1
 
     def step(
         self, x: npt.ArrayLike, h: npt.ArrayLike, c: npt.ArrayLike, counts: I64, index: int

@@ -19,7 +19,7 @@
 #define ROWS 4                /* gates, whose rows lie together */
 #define SUMS (ROWS * 16)      /* of a block of neurons */
 #define GROUP (ROWS * 64)     /* bytes of a group of inputs */
-#define VECTORS EPUR_INT_VECTORS /* that stay in the cache together */
+#define VECTORS 32            /* whose sums stay in the cache together */
 #define AHEAD 4096            /* bytes to prefetch: one vector alone waits for its weights */
 #define TILE 4                /* vectors, and the gates whose sums for them fit into registers: */
 #define GATES (VW == 16 ? ROWS : 1)
@@ -58,13 +58,13 @@ static inline int32_t offset_of(const int16_t *x, ptrdiff_t n) {
 }
 
 /* Vectors of n inputs, to `room` of the size that `int_room` states. */
-static operands prepared(const int_matrix *w, const int16_t *x, int nv, void *room) {
+static operands prepared(const int_matrix *w, const int16_t *x, ptrdiff_t nv, void *room) {
     const ptrdiff_t n = w->inputs, blocks = (n + BLOCK - 1) / BLOCK;
     operands to = {.pitch = EPUR_INT_PITCH(n), .half = n / 4, .blocks = blocks};
     to.word = (int32_t *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
     to.length = (double *)(to.word + nv * to.pitch);
     to.offset = (int32_t *)(to.length + nv * blocks);
-    for (int v = 0; v < nv; v++, x += n) {
+    for (ptrdiff_t v = 0; v < nv; v++, x += n) {
         for (ptrdiff_t b = 0; b < blocks; b++) {
             const ptrdiff_t first = b * BLOCK, count = n - first < BLOCK ? n - first : BLOCK;
             int64_t energy = 0;
@@ -217,9 +217,10 @@ static void exact(const job *j, const uint8_t *w, const int32_t *word, ptrdiff_t
     }
 }
 
-/* One block of neurons with nv vectors x; acc: of the first, others `pitch` apart; place: index of acc[0] in all. */
-static void neurons(const job *j, const uint8_t *w, const double *energy, const operands *ready, const int16_t *x,
-                    int32_t *acc, ptrdiff_t pitch, int nv, int64_t place) {
+/* One block of neurons with nv of the vectors x, from number `from`; acc: of the first, others `pitch` apart; place: index of
+ * acc[0] in all. */
+static void neurons(const job *j, const uint8_t *w, const double *energy, const operands *ready, ptrdiff_t from,
+                    const int16_t *x, int32_t *acc, ptrdiff_t pitch, int nv, int64_t place) {
     const int narrow = j->w->narrow;
     const ptrdiff_t codes = narrow ? 4 : 2; /* in a word */
     int32_t own[VECTORS][SUMS] __attribute__((aligned(64)));
@@ -236,16 +237,17 @@ static void neurons(const job *j, const uint8_t *w, const double *energy, const 
         int32_t *to[VECTORS], offset[VECTORS];
         int used = 0, done = 0;
         for (int v = 0; v < nv; v++) {
-            const double reach = length * ready->length[v * ready->blocks + b];
-            const int32_t *mine = ready->word + v * ready->pitch + at;
+            const ptrdiff_t n = from + v, part = n * ready->blocks + b;
+            const double reach = length * ready->length[part];
+            const int32_t *mine = ready->word + n * ready->pitch + at;
             if (top[v] + reach > j->room) top[v] = largest(own[v]);
             if (top[v] + reach > j->room) {
-                exact(j, w, mine, ready->half, x + v * j->w->inputs + first, inputs, own[v], place + v * pitch);
+                exact(j, w, mine, ready->half, x + n * j->w->inputs + first, inputs, own[v], place + v * pitch);
                 top[v] = INFINITY;
                 continue;
             }
             top[v] += reach;
-            word[used] = mine, to[used] = own[v], offset[used++] = ready->offset[v * ready->blocks + b];
+            word[used] = mine, to[used] = own[v], offset[used++] = ready->offset[part];
         }
         for (; done + TILE <= used; done += TILE)
             for (int gate = 0; gate < ROWS; gate += GATES) {
@@ -267,6 +269,20 @@ static void neurons(const job *j, const uint8_t *w, const double *energy, const 
     for (int v = 0; v < nv; v++) memcpy(acc + v * pitch, own[v], sizeof own[v]);
 }
 
+/* One block of neurons with one vector over all of its inputs, unless accumulators may go out of range. */
+static int whole_vector(const job *j, const uint8_t *w, const double *energy, const operands *ready, int32_t *acc) {
+    double reach = 0;
+    for (ptrdiff_t b = 0; b < ready->blocks; b++) reach += sqrt(energy[b * j->w->blocks]) * ready->length[b];
+    if (!(largest(acc) + reach * (1.0 + 0x1p-40) <= j->room)) return 0;
+    uint32_t offset = 0;
+    for (ptrdiff_t b = 0; b < ready->blocks; b++) offset += (uint32_t)ready->offset[b];
+    if (j->w->narrow)
+        sums_alone(w, ready->word, ready->half, (int32_t)offset, acc, j->w->inputs / 4, 1);
+    else
+        sums_alone(w, ready->word, ready->half, (int32_t)offset, acc, j->w->inputs / 2, 0);
+    return 1;
+}
+
 void LEVEL(dot_int)(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff_t nv, const int_width *width,
                     int64_t *seen, void *room) {
     const ptrdiff_t pitch = w->blocks * SUMS, bytes = w->inputs * SUMS * (w->narrow ? 1 : 2);
@@ -277,12 +293,14 @@ void LEVEL(dot_int)(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff
         j.room = top < j.room ? top : j.room;
         j.small &= width[gate].bits < 32;
     }
-    for (ptrdiff_t first = 0; first < nv; first += VECTORS, x += VECTORS * w->inputs) {
-        const int some = nv - first < VECTORS ? (int)(nv - first) : VECTORS;
-        const operands ready = prepared(w, x, some, room);
-        for (ptrdiff_t b = 0; b < w->blocks; b++) {
+    const operands ready = prepared(w, x, nv, room);
+    for (ptrdiff_t b = 0; b < w->blocks; b++) {
+        const uint8_t *codes = (const uint8_t *)w->codes + b * bytes;
+        if (nv == 1 && whole_vector(&j, codes, w->energy + b, &ready, acc + b * SUMS)) continue;
+        for (ptrdiff_t first = 0; first < nv; first += VECTORS) {
+            const int some = nv - first < VECTORS ? (int)(nv - first) : VECTORS;
             const ptrdiff_t at = first * pitch + b * SUMS;
-            neurons(&j, (const uint8_t *)w->codes + b * bytes, w->energy + b, &ready, x, acc + at, pitch, some, at);
+            neurons(&j, codes, w->energy + b, &ready, first, x, acc + at, pitch, some, at);
         }
     }
 }

@@ -12,9 +12,8 @@
 
 #include "datapath.h"
 
-/* Inputs for which one bound of the sums is made; vectors that share one reading of the weights. */
+/* Inputs for which one bound of the sums is made. */
 #define EPUR_INT_BLOCK 256
-#define EPUR_INT_VECTORS 32
 /* int32 for one vector of n codes, at places that share no cache set with its neighbours'. */
 #define EPUR_INT_PITCH(n) ((n) / 2 + 16)
 
@@ -33,8 +32,7 @@ typedef struct {
 
 /* Bytes of scratch that `dot_int` takes for nv vectors. */
 static inline ptrdiff_t int_room(ptrdiff_t inputs, ptrdiff_t nv) {
-    const ptrdiff_t some = nv < EPUR_INT_VECTORS ? nv : EPUR_INT_VECTORS;
-    return 64 + some * (4 * EPUR_INT_PITCH(inputs) + 12 * ((inputs + EPUR_INT_BLOCK - 1) / EPUR_INT_BLOCK));
+    return 64 + nv * (4 * EPUR_INT_PITCH(inputs) + 12 * ((inputs + EPUR_INT_BLOCK - 1) / EPUR_INT_BLOCK));
 }
 
 /* dot_int: acc[v] = acc[v] + W x[v], one addition for each sub-vector of 16 inputs, in order.
