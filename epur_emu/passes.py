@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -370,6 +372,20 @@ def _codes(f: LinearFormat, alpha: float) -> tuple[Any, ...]:
     return (CODED, None, f.max, float(np.float32(alpha)), None, 0, 0)
 
 
+_kept = local()
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array that holds anything, the thread's own: fresh pages for every call would take time to clear."""
+    size = math.prod(shape)
+    kept: npt.NDArray[Any] | None = getattr(_kept, name, None)
+    if kept is None or len(kept) < size:
+        setattr(_kept, name, None)  # freed before the new one is there
+        kept = np.empty(size, dtype)
+        setattr(_kept, name, kept)
+    return kept[:size].reshape(shape)
+
+
 @dataclass
 class PackedPass:
     """One pass, packed.
@@ -473,10 +489,10 @@ class PackedPass:
 
     def _arrays(self, count: int) -> tuple[F32, npt.NDArray[np.int32] | None, F64]:
         rows = self.width // LANES * 4
-        sums = np.empty((count, rows + 1, LANES), np.float32)
+        sums = _scratch("sums", (count, rows + 1, LANES), np.float32)
         isums = None
         if self.integers:
-            isums = np.empty((self.groups, count, rows * LANES), np.int32)
+            isums = _scratch("integers", (self.groups, count, rows * LANES), np.int32)
         return sums, isums, np.empty((count, self.groups))
 
     def sequence(
@@ -498,7 +514,7 @@ class PackedPass:
         cell = self.state(c, self.gates[2].cell)
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
         block = self._block(len(x))
-        room = np.empty(self.compiled.room(block), np.uint8).view(np.int8)
+        room = _scratch("room", (self.compiled.room(block),), np.int8)
         starts = list(range(0, len(x), block))
         sums, isums, bound = self._arrays(min(block, len(x)))
         for start in reversed(starts) if self.layer.reverse else starts:
@@ -532,7 +548,7 @@ class PackedPass:
         x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = np.empty(self.compiled.room(max(len(x), 1)), np.uint8).view(np.int8)
+        room = _scratch("room", (self.compiled.room(max(len(x), 1)),), np.int8)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
         self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, room)
