@@ -46,6 +46,7 @@ extensions = [
         "dot_chain.h",
         "dot_general.h",
         "mu_narrow.h",
+        "mu_general.h",
         "lstm_api.h",
         "lstm_int.h",
         "lstm_int_api.h",

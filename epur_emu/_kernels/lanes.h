@@ -6,3 +6,4 @@
 #include "dot_chain.h"
 #include "dot_general.h"
 #include "mu_narrow.h"
+#include "mu_general.h"
