@@ -702,7 +702,7 @@ def _group(
     step = 1 + 2.0 ** ((not nearest) - min(map(_precision, places)))
     growth = step ** (subs + 5)
     if a.rounding.startswith("nearest"):
-        # To the nearest value is no farther than to the accumulator before: an addition to it grows at most twice.
+        # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
         growth = min(growth, 2 * step**5)
     top = min(float(f.max) for f in places)
     # Near zero a rounding adds up to a unit, however small the value.

@@ -7,3 +7,4 @@
 #include "dot_general.h"
 #include "mu_narrow.h"
 #include "mu_general.h"
+#include "underflows.h"

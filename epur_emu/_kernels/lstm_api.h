@@ -54,6 +54,16 @@ typedef struct {
     const uint32_t *sigmoid, *tanh;
 } mu_call;
 
+/* One vector as `underflows` takes it; list IN (inputs), see `underflows.h`. */
+typedef struct {
+    uint32_t at; /* of the input's weights in a row */
+    uint16_t threshold, s;
+} column;
+typedef struct {
+    ptrdiff_t plain, tested;
+    column *list;
+} columns;
+
 /* What the MU's general form takes, see `mu_general.h`. Tables of sigmoid and tanh: `function` IN (65536) by a code's bits, or (2 middle
  * + 1) with `lost` by a fixed-point code + middle. */
 typedef struct {
@@ -70,6 +80,8 @@ typedef struct {
  *   x     IN    (subs, nv, 16), values of the input's format
  *   acc   INOUT (nv, pitch / 16, 16), values of the accumulator's format
  *   take  IN    (nv)
+ * columns, underflows: how many products with one vector are inexact below 2^normal, where exact ones are multiples of 2^least. W is
+ *            stored as HALF. With AVX-512 only.
  * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
  * mu_general: the same.
  * int_values: values of the MU's format of integer sums (4, 16) times scales (4, 16); 0 likewise.
@@ -81,6 +93,8 @@ typedef struct {
     void dot_general##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,     \
                              const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,           \
                              const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                     \
+    void columns##suffix(columns *, const float *x, ptrdiff_t pitch, ptrdiff_t inputs, int normal, int least);         \
+    int64_t underflows##suffix(const matrix *, const int32_t *order, ptrdiff_t count, const columns *);                \
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \
     int mu_general##suffix(const mu_tables *, ptrdiff_t block, const float *acc, float *c, float *h, uint32_t step_key,  \
                            seen *);                                                                                    \

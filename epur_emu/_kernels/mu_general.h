@@ -183,7 +183,8 @@ int LEVEL(int_values)(const lanes *f, const int32_t *acc, const float *scale, fl
         top = vf_absmax(sum, top);
         vf_store(sums + l, mu_times(&g, sum, vf_load(scale + l), NEAREST_EVEN));
     }
-    if (vm_any(vf_lt(vf_set(0x1p24f - 1), top)) || vm_any(vf_lt(vf_set(f->max), g.w.top))) return 0;
+    const vf most = vf_set(f->max);
+    if (vm_any(vf_lt(vf_set(0x1p24f - 1), top)) || vm_any(vf_ne(vf_topmost(g.w.top, most), most))) return 0;
     n->underflow += vc_sum(g.w.below);
     return 1;
 }

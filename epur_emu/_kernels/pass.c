@@ -94,6 +94,8 @@ typedef struct {
     float *copy, *anew;
     int32_t *own;
     void *integers;
+    columns *columns; /* where underflows are counted: (nv), and their lists (nv, inputs) */
+    column *column;
     uintptr_t end;
 } room_t;
 
@@ -104,6 +106,8 @@ static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
     room_t r;
     at = (at + 63) & ~(uintptr_t)63;
     r.x = (float *)at, at += count * w * sizeof *r.x;
+    r.columns = (columns *)at, at += p->counted ? count * sizeof *r.columns : 0;
+    r.column = (column *)at, at += p->counted ? count * w * sizeof *r.column : 0;
     r.line = (float *)at, at += w * sizeof *r.line;
     r.copy = (float *)at, at += sums * sizeof *r.copy;
     r.anew = (float *)at, at += (sums + 16) * sizeof *r.anew;
@@ -123,6 +127,8 @@ ptrdiff_t pass_room(const pass *p, ptrdiff_t nv) { return (ptrdiff_t)rooms(p, nv
 
 /* --- dot products --- */
 
+#define ROWS_BYTES (1 << 17) /* of weights that stay in the cache */
+
 enum { SAFELY = BY_INTEGERS }; /* the general path where no sum can leave its range */
 
 typedef struct {
@@ -131,6 +137,26 @@ typedef struct {
     seen *n;
     int64_t *raised;
 } work;
+
+/* `dot_chain`, then its underflows, some rows at a time: their weights come from the cache the second time. */
+static void counted_chain(const pass *p, const group *q, int which, float *sums, const work *k) {
+    const matrix *m = &q->w[which];
+    const room_t *r = k->room;
+    const ptrdiff_t inputs = m->subs * 16, nv = k->nv, fitting = ROWS_BYTES / (inputs * 32) & ~(ptrdiff_t)7;
+    const int normal = ilogb(q->chain.normal), least = normal - 23 + ilogb(q->chain.product);
+    for (ptrdiff_t v = 0; v < nv; v++) {
+        r->columns[v].list = r->column + v * inputs;
+        if (r->chain[v]) AT_LEVEL(p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, inputs, normal, least);
+    }
+    for (ptrdiff_t at = 0, rows; at < q->count; at += rows) {
+        rows = fitting < 8 ? 8 : fitting;
+        rows = q->count - at < rows ? q->count - at : rows;
+        AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order + at, rows, r->x, sums, (p->blocks * 4 + 1) * 16, r->chain, nv, NULL);
+        for (ptrdiff_t v = 0; v < nv; v++)
+            if (r->chain[v])
+                k->n[PRODUCT].underflow += AT_LEVEL(p->level, underflows)(m, q->order + at, rows, r->columns + v);
+    }
+}
 
 /* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
 static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, float *sums, int32_t *isums,
@@ -172,7 +198,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             }
             held = o;
         }
-        int any[4] = {0, 0, 0, 0};
+        int any[4] = {0, 0, 0, 0}, exact_products = 1;
         for (ptrdiff_t v = 0; v < nv; v++) {
             float top = 0, least = INFINITY;
             int finite = 1;
@@ -191,12 +217,17 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                                                                   : BY_EXACT;
             r->chain[v] = path == BY_CHAIN, r->general[v] = path == BY_GENERAL, r->exact[v] = path == BY_EXACT;
             r->safely[v] = path == SAFELY;
+            exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
         }
         const ptrdiff_t sum_pitch = (rows + 1) * 16, first_sub = which ? p->subs_x : 0;
-        if (any[BY_CHAIN])
-            AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv,
-                                          p->counted ? &k->n[PRODUCT].underflow : NULL);
+        if (any[BY_CHAIN]) {
+            int64_t *underflow = p->counted && !exact_products ? &k->n[PRODUCT].underflow : NULL;
+            if (underflow && m->store == HALF && p->level >= 2 && q->chain.product > 0)
+                counted_chain(p, q, which, sums, k);
+            else
+                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, underflow);
+        }
         if (any[BY_GENERAL])
             AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->general, nv,
                                             r->keys, first_sub, p->counted ? COUNTS : RANGE, k->n);
