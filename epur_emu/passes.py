@@ -36,7 +36,7 @@ from epur_emu.formats import (
     LinearFormat,
     unraising,
 )
-from epur_emu.integers import IntegerMatrix, multipliers, scales, weight_codes
+from epur_emu.integers import PART, IntegerMatrix, multipliers, scales, weight_codes
 from epur_emu.network import LstmLayer
 from epur_emu.rounding import Counts, mix, quantise, round_to
 
@@ -48,9 +48,6 @@ _Sums = tuple[F32, npt.NDArray[np.int32] | None, F64]
 
 #: Neurons side by side in a block, and inputs in a sub-vector.
 LANES = 16
-
-#: Weights that are rounded and packed at a time: more would only cost memory.
-PART = 2**16
 
 #: Time steps whose forward products share one reading of the weights; most of them for integers, whose
 #: products take less time than a reading.
@@ -780,16 +777,15 @@ def _integer_group(
     assert isinstance(given, LinearFormat)
     assert isinstance(wide, FixedFormat)
     s = scales(layer.w_x, layer.w_h, weight, *ranges)
-    members = list(members)
     codes = []
     for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True):
-        q = np.zeros(matrix.shape, np.int16)
-        for n in members:
-            for part in _parts(matrix[n]):  # a few at a time: they are float64 on their way
-                q[n, part] = weight_codes(
-                    matrix[n : n + 1, part], weight, s[n : n + 1, part], alpha, counts
-                )[0]
-        codes.append(IntegerMatrix.pack(q, weight, given))
+        parts = (
+            (n, part.start, weight_codes(matrix[n : n + 1, part], weight, s[n : n + 1, part], alpha, counts)[0])
+            for n in members
+            for part in _parts(matrix[n])
+        )  # fmt: skip
+        _, cells, inputs = matrix.shape
+        codes.append(IntegerMatrix.gather(cells, inputs, weight, given, parts))
     scale = _blocked(multipliers(s, given), np.float64)
     with np.errstate(all="ignore"):
         single = scale.astype(np.float32)
