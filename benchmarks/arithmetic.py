@@ -37,11 +37,15 @@ from epur_emu.formats import FP32, MODES, parse  # noqa: E402
 F32 = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
 
+#: Places of the datapath.
+PLACES = ("weight", "input", "product", "tree", "accumulator", "mu", "cell", "output")
+
 STEPS = {320: 300, 1024: 100, 2048: 100}
 FORMATS = ("fp16", "bf16", "e4m3fn-sat", "int8")
 
-#: Changes of fp16 that take the general path.
+#: Changes of fp16; most of them take the general path.
 OTHERS: dict[str, dict[str, Any]] = {
+    "q5.12": dict.fromkeys(PLACES, parse("q5.12")),
     "products in fp32": {"product": FP32},
     "DPU in e6m14": dict.fromkeys(("product", "tree", "accumulator"), parse("e6m14")),
     **{mode: {"rounding": mode} for mode in MODES[1:]},
@@ -140,10 +144,10 @@ def peers(
     }
 
 
-def engine_of(network: Network, a: Arithmetic, threads: int = 1) -> Engine:
-    """An engine for inputs of at most 1 that leaves out the counting of underflows, as `epur evaluate` does."""
+def engine_of(network: Network, a: Arithmetic, threads: int = 1, count: bool = False) -> Engine:
+    """An engine for inputs of at most 1, by default without counting underflows, as `epur evaluate` has it."""
     alpha = {f"{p.name}.input": 1.0 for p in network.passes}
-    return Engine(network, a, alpha=alpha, count=False, threads=threads)
+    return Engine(network, a, alpha=alpha, count=count, threads=threads)
 
 
 def of_size(cells: int, steps: int, formats: list[str], rounds: int) -> list[dict[str, Any]]:
@@ -231,15 +235,19 @@ def beside_numpy(rounds: int) -> dict[str, Any]:
     )
 
 
-def beside_fp16(rounds: int) -> list[dict[str, Any]]:
-    """Other formats and modes, by the general path, beside fp16."""
-    cells, steps = 1024, 20
+def beside_fp16(cells: int, rounds: int) -> list[dict[str, Any]]:
+    """Other formats and modes beside fp16, and fp16 with its underflows counted."""
+    steps = {320: 100, 1024: 20}.get(cells, 10)
     _, ours = layer(cells)
     x = np.random.default_rng(0).uniform(-1, 1, (steps, cells)).astype(np.float16)
     network, fp16 = Network("benchmark", ((ours,),)), arithmetic("epur-fp16")
-    sides: dict[str, Callable[[], object]] = {
-        name: partial(engine_of(network, replace(fp16, **changes)).sequence, x)
+    engines = {
+        name: engine_of(network, replace(fp16, **changes))
         for name, changes in {"fp16": {}, **OTHERS}.items()
+    }
+    engines["underflows counted"] = engine_of(network, fp16, count=True)
+    sides: dict[str, Callable[[], object]] = {
+        name: partial(engine.sequence, x) for name, engine in engines.items()
     }
     seconds = harness.in_turn(sides, rounds)
     work = steps * 8 * cells**2 / 1e9
@@ -248,13 +256,14 @@ def beside_fp16(rounds: int) -> list[dict[str, Any]]:
             f"{name}, {cells} cells, {steps} steps",
             work / seconds[name], work / seconds["fp16"], "fp16", "GMAC/s",
         )
-        for name in OTHERS
+        for name in engines
+        if name != "fp16"
     ]  # fmt: skip
 
 
-def two_threads(rounds: int) -> dict[str, Any]:
+def two_threads(steps: int, count: int, rounds: int) -> dict[str, Any]:
     """Sequences in two threads beside the same in one."""
-    cells, steps, count = 320, 100, 8
+    cells = 320
     _, ours = layer(cells)
     network = Network("benchmark", ((ours,),))
     xs = np.random.default_rng(0).uniform(-1, 1, (count, steps, cells)).astype(np.float32)
@@ -265,7 +274,7 @@ def two_threads(rounds: int) -> dict[str, Any]:
     both, alone = harness.paired(*calls, rounds)
     work = count * steps * 8 * cells**2 / 1e9
     return harness.row(
-        f"fp16, {cells} cells, {count} sequences of {steps} steps, two threads",
+        f"fp16, {cells} cells, {count} x {steps} steps, two threads",
         work / both, work / alone, "one thread", "GMAC/s",
     )  # fmt: skip
 
@@ -281,7 +290,10 @@ def main() -> None:
     rows = []
     for cells in args.cells:
         rows += of_size(cells, STEPS.get(cells, 100), args.formats, args.rounds)
-    rows += [beside_numpy(args.rounds), *beside_fp16(args.rounds), two_threads(args.rounds)]
+    rows.append(beside_numpy(args.rounds))
+    for cells in args.cells:
+        rows += beside_fp16(cells, args.rounds)
+    rows += [two_threads(100, 64, args.rounds), two_threads(3000, 1, args.rounds)]
     harness.report(rows, harness.machine("torch", "onnxruntime", "numpy"), args.json)
 
 
