@@ -153,6 +153,60 @@ static inline simde__m512i portable_srai(simde__m512i a, int by) {
 #undef _mm512_srai_epi32
 #define _mm512_srai_epi32(a, by) portable_srai(a, by)
 
+/* (a & b) | c, the only use */
+#undef _mm512_ternarylogic_epi32
+#define _mm512_ternarylogic_epi32(a, b, c, imm) portable_or(portable_and(a, b), c)
+
+/* 16-bit codes, 32 at a time. */
+#define __mmask32 simde__mmask32
+#define _mm512_setzero_si512() simde_mm512_setzero_si512()
+#define _mm512_load_si512(p) simde_mm512_loadu_si512(p)
+#define _mm512_castsi256_si512(a) simde_mm512_castsi256_si512(a)
+#undef _mm512_inserti64x4
+#define _mm512_inserti64x4(a, b, at) simde_mm512_inserti64x4(a, b, at)
+#define _mm512_add_epi16(a, b) simde_mm512_add_epi16(a, b)
+static inline simde__m512i portable_srli16(simde__m512i a, int by) {
+    simde__m512i_private x = simde__m512i_to_private(a);
+    for (int i = 0; i < 2; i++) x.m256i[i] = _mm256_srli_epi16(x.m256i[i], by);
+    return simde__m512i_from_private(x);
+}
+#undef _mm512_srli_epi16
+#define _mm512_srli_epi16(a, by) portable_srli16(a, by)
+#define WORDS(name, expression)                                                                       \
+    static inline simde__mmask32 name(simde__mmask32 k, simde__m512i a, simde__m512i b) {              \
+        const simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);     \
+        simde__mmask32 r = 0;                                                                          \
+        for (int i = 0; i < 32; i++) r |= (simde__mmask32)((k >> i & 1) && (expression)) << i;         \
+        return r;                                                                                      \
+    }
+WORDS(portable_below, x.u16[i] < y.u16[i])
+WORDS(portable_test, (x.u16[i] & y.u16[i]) != 0)
+#undef _mm512_cmplt_epu16_mask
+#define _mm512_cmplt_epu16_mask(a, b) portable_below(0xffffffffu, a, b)
+#define _mm512_mask_test_epi16_mask(k, a, b) portable_test(k, a, b)
+static inline simde__m512i portable_permute(simde__m512i at, simde__m512i a) {
+    const simde__m512i_private x = simde__m512i_to_private(at), y = simde__m512i_to_private(a);
+    simde__m512i_private r;
+    for (int i = 0; i < 32; i++) r.u16[i] = y.u16[x.u16[i] & 31];
+    return simde__m512i_from_private(r);
+}
+#define _mm512_permutexvar_epi16(at, a) portable_permute(at, a)
+static inline simde__m512i portable_sub(simde__m512i s, simde__mmask32 k, simde__m512i a, simde__m512i b) {
+    const simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);
+    simde__m512i_private r = simde__m512i_to_private(s);
+    for (int i = 0; i < 32; i++)
+        if (k >> i & 1) r.u16[i] = (uint16_t)(x.u16[i] - y.u16[i]);
+    return simde__m512i_from_private(r);
+}
+#define _mm512_mask_sub_epi16(s, k, a, b) portable_sub(s, k, a, b)
+static inline int portable_sum(simde__m512i a) {
+    const simde__m512i_private x = simde__m512i_to_private(a);
+    int sum = 0;
+    for (int i = 0; i < 16; i++) sum += x.i32[i];
+    return sum;
+}
+#define _mm512_reduce_add_epi32(a) portable_sum(a)
+
 static inline simde__m512 portable_cvtph(__m256i h) {
     simde__m512_private r;
     r.m256[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(h));
