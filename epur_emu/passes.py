@@ -461,6 +461,8 @@ class PackedPass:
         """A new array: a state rounded and padded, or one state of zeros."""
         cells = self.layer.cells
         v = np.asarray(np.zeros(cells) if values is None else values, np.float32)
+        if cells == self.width and not isinstance(what, LinearFormat):
+            return round_to(v, unraising(what))
         out = np.zeros((*v.shape[:-1], self.width), np.float32)
         if isinstance(what, LinearFormat):
             out[..., :cells] = stored(

@@ -61,6 +61,7 @@ typedef struct {
  *   take  IN    (nv)
  * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
  * mu_scaled: the MU's values of integer sums (4, 16) times scales (4, 16); 0 likewise.
+ * extent, to_half: see `lanes.h`.
  * join:      recurrent sums INOUT (n, a multiple of 16) plus stored ones; 0 likewise.
  */
 #define EPUR_DOT_API(suffix)                                                                                          \
@@ -71,7 +72,9 @@ typedef struct {
                              const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                     \
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \
     int mu_scaled##suffix(const mu_call *, const int32_t *acc, const float *scale, float *sums, seen *);               \
-    int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);
+    int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);                           \
+    int extent##suffix(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, float *least);                     \
+    int to_half##suffix(const float *v, float *to, ptrdiff_t count, int64_t *underflow);
 
 EPUR_DOT_API(_scalar)
 #if defined(__x86_64__)

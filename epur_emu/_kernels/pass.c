@@ -60,11 +60,19 @@ static inline void blocked(const operand *o, const float *v, float *to, ptrdiff_
     }
 }
 
+static int is_half(const fmt *f) {
+    return f->kind == FLOAT && f->places == 10 && f->min_exp == -14 && f->overflow == TO_INFINITY && f->subnormal && f->max == 65504;
+}
+
 /* `count` values v to operands; codes stay codes where they are integers for the multiplier. */
 static void operands(const operand *o, const float *v, float *to, ptrdiff_t count, int level, int16_t *codes, seen *n) {
     switch (o->kind) {
     case AS_IT_IS: memcpy(to, v, (size_t)count * sizeof *to); return;
     case ROUNDED:
+        if (is_half(&o->format)) {
+            const ptrdiff_t whole = count & -16;
+            if (AT_LEVEL(level, to_half)(v, to, whole, &n->underflow)) v += whole, to += whole, count -= whole;
+        }
         for (ptrdiff_t k = 0; k < count; k++) to[k] = (float)rnd(v[k], &o->format, NEAREST_EVEN, 0, n);
         return;
     case BLOCKED: blocked(o, v, to, count, n); return;
@@ -171,15 +179,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         }
         int any[4] = {0, 0, 0, 0};
         for (ptrdiff_t v = 0; v < nv; v++) {
-            float top = 0, least = INFINITY;
-            int finite = 1;
-            for (ptrdiff_t s = 0; s < m->subs; s++)
-                for (int j = 0; j < 16; j++) {
-                    const float size = fabsf(r->x[(s * nv + v) * 16 + j]);
-                    finite &= size < INFINITY;
-                    top = size > top ? size : top;
-                    least = size > 0 && size < least ? size : least;
-                }
+            float top, least;
+            const int finite = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least);
             double *b = bound + v * p->groups + g;
             *b = finite ? *b + q->norm[which] * top : INFINITY;
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
