@@ -232,17 +232,16 @@ class IntegerMatrix:
         full[:, :cells, :inputs] = codes
         narrow = max(weight.max, input.max) <= NARROW
         group, kind = (4, np.int8) if narrow else (2, np.int16)
-        packed, energy = [np.empty(0, np.uint8)], [np.empty(0)]
+        grouped = full.astype(kind).reshape(GATES, blocks, LANES, -1, group)
+        packed = np.ascontiguousarray(grouped.transpose(1, 3, 0, 2, 4))
+        energy = [np.empty(0)]
         for first in range(0, padded, kernels.BLOCK):
-            part = full[:, :, first : first + kernels.BLOCK]
-            squares = np.square(part, dtype=np.float64).sum(-1)
+            squares = np.square(full[:, :, first : first + kernels.BLOCK], dtype=np.float64).sum(-1)
             energy.append(squares.reshape(GATES, blocks, LANES).max((0, 2)))
-            grouped = part.astype(kind).reshape(GATES, blocks, LANES, -1, group)
-            in_order = np.ascontiguousarray(grouped.transpose(1, 3, 0, 2, 4))
-            packed.append(in_order.reshape(-1).view(np.uint8))
         return cls(
-            np.concatenate(packed), np.concatenate(energy), cells, padded, weight.max, input.max
-        )
+            packed.reshape(-1).view(np.uint8), np.concatenate(energy), cells, padded, weight.max,
+            input.max,
+        )  # fmt: skip
 
     @property
     def blocks(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -48,8 +50,9 @@ LANES = 16
 #: Weights that are rounded and packed at a time: more would only cost memory.
 PART = 2**16
 
-#: Time steps whose forward products share one reading of the weights.
-BLOCK = 32
+#: Time steps whose forward products share one reading of the weights; most of them for integers, whose
+#: products take less time than a reading.
+BLOCK, MOST = 32, 128
 
 #: Places in the order in which the kernels count them.
 COUNTED = (
@@ -70,6 +73,8 @@ _FIXED = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}
 NARROW = 11
 #: Most bits of a significand whose unit's multiples the general lanes can add and cut.
 WIDEST = 22
+#: Most codes above 0 of a fixed-point activation's table.
+CODES = 2**16
 #: Magnitudes beyond which the lanes' constants would leave float32's range.
 SAFE = 2.0**100
 
@@ -128,7 +133,7 @@ def _lanes(f: Plain) -> tuple[float, ...] | None:
         if not f.signed or f.bits > WIDEST:
             return None
         unit = float(f.epsilon)
-        return (0, unit, 0.5, 1.5 * 2.0**23, float(f.max), unit, 0.0, 2.0**-12)
+        return (0, unit, 0.5, 1.5 * 2.0**23, float(f.max), unit, 0.0, 1.0)
     normal = float(f.min_normal)
     if f == FP32:
         return (exponent, normal, 0.0, 0.0, float(f.max), normal, 0.0, 0.0)
@@ -138,7 +143,7 @@ def _lanes(f: Plain) -> tuple[float, ...] | None:
     least, flush = (normal, 0.0) if f.subnormals else (normal / 2, normal)
     return (
         exponent, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (23 - m), min(float(f.max), SAFE), normal,
-        flush, 2.0 ** -(m + 12),
+        flush, 2.0**-m,
     )  # fmt: skip
 
 
@@ -325,27 +330,65 @@ def _units(a: Arithmetic, clip: float | None) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=16)
 def _activation_tables(a: Arithmetic) -> dict[str, Any] | None:
-    """What ``mu_call`` needs of a gate's arithmetic, or None where its fast form does not apply."""
+    """What ``mu_call`` or ``mu_tables`` need of a gate's arithmetic, or None where neither form applies."""
     f = a.mu
     output = f if isinstance(a.output, LinearFormat) else a.output
-    if (
-        not isinstance(f, FloatFormat) or f.precision > NARROW or a.rounding == "stochastic"
-        or not f == a.cell == output
-    ):  # fmt: skip
+    lanes = _lanes(f)
+    if not f == a.cell == output or lanes is None:
+        return None
+    fields = {
+        "format": lanes, "mode": MODES.index(a.rounding), "limit": a.limit,
+        "same": a.integer or a.accumulator == f,
+    }  # fmt: skip
+    if isinstance(f, FixedFormat):
+        more = _of_fixed(a, f)
+    else:
+        more = _of_stochastic(a, f) if a.rounding == "stochastic" else _of_narrow(a, f)
+    return None if more is None else fields | more
+
+
+def _store(f: FloatFormat) -> int | None:
+    """Which 16 bits are codes of a format's values."""
+    if f.precision > NARROW:
         return None
     if _unit(f) >= 2.0**-24 and f.max <= 65504:
-        store = HALF
-    elif f.mantissa_bits <= 7:
-        store = TOP
-    else:
+        return HALF
+    return TOP if f.mantissa_bits <= 7 else None
+
+
+def _of_narrow(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
+    store = _store(f)
+    if store is None:
         return None
-    unit = _units(a, None)
-    tables = [kernels.activation_table(unit, tangent, store) for tangent in (0, 1)]
+    tables = [kernels.activation_table(_units(a, None), tangent, store) for tangent in (0, 1)]
+    if any(t is None for t in tables):
+        return None
+    return {"store": store, "sigmoid": tables[0], "tanh": tables[1]}
+
+
+def _of_stochastic(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
+    store, unit = _store(f), _units(a, None)
+    # Functions have rational values at 0, 1/2 the least of them.
+    if store is None or a.segments is not None or not f.subnormals or f.min_normal > 0.5:
+        return None
+    tables = [kernels.cut_table(unit, tangent, store) for tangent in (0, 1)]
     if any(t is None for t in tables):
         return None
     return {
-        "format": _lanes(f), "mode": MODES.index(a.rounding), "store": store, "limit": a.limit,
-        "sigmoid": tables[0], "tanh": tables[1], "same": a.integer or a.accumulator == f,
+        "store": store, "method": unit[2], "middle": 0, "per_unit": 0.0, "functions": tables, "lost": None,
+    }  # fmt: skip
+
+
+def _of_fixed(a: Arithmetic, f: FixedFormat) -> dict[str, Any] | None:
+    middle = int(Fraction(a.limit) / f.epsilon)
+    if a.rounding == "stochastic" or middle > CODES or f.fraction_bits > 60:
+        return None
+    tables = [kernels.fixed_table(_units(a, None), tangent, middle) for tangent in (0, 1)]
+    if any(t is None for t in tables):
+        return None
+    return {
+        "store": WIDE, "method": 0, "middle": middle, "per_unit": 2.0**f.fraction_bits,
+        "functions": [t[0] for t in tables], "lost": [t[1] for t in tables],
     }  # fmt: skip
 
 
@@ -367,6 +410,20 @@ def _operand(
 def _codes(f: LinearFormat, alpha: float) -> tuple[Any, ...]:
     """The operand of integer products."""
     return (CODED, None, f.max, float(np.float32(alpha)), None, 0, 0)
+
+
+_kept = local()
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array that holds anything, the thread's own: fresh pages for every call would take time to clear."""
+    size = math.prod(shape)
+    kept: npt.NDArray[Any] | None = getattr(_kept, name, None)
+    if kept is None or len(kept) < size:
+        setattr(_kept, name, None)  # freed before the new one is there
+        kept = np.empty(size, dtype)
+        setattr(_kept, name, kept)
+    return kept[:size].reshape(shape)
 
 
 @dataclass
@@ -476,10 +533,10 @@ class PackedPass:
 
     def _arrays(self, count: int) -> tuple[F32, npt.NDArray[np.int32] | None, F64]:
         rows = self.width // LANES * 4
-        sums = np.empty((count, rows + 1, LANES), np.float32)
+        sums = _scratch("sums", (count, rows + 1, LANES), np.float32)
         isums = None
         if self.integers:
-            isums = np.empty((self.groups, count, rows * LANES), np.int32)
+            isums = _scratch("integers", (self.groups, count, rows * LANES), np.int32)
         return sums, isums, np.empty((count, self.groups))
 
     def sequence(
@@ -500,11 +557,14 @@ class PackedPass:
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = np.empty(self.compiled.room(min(BLOCK, max(len(x), 1))), np.uint8).view(np.int8)
-        starts = list(range(0, len(x), BLOCK))
+        block = self._block(len(x))
+        room = _scratch("room", (self.compiled.room(block),), np.int8)
+        starts = list(range(0, len(x), block))
+        sums, isums, bound = self._arrays(min(block, len(x)))
         for start in reversed(starts) if self.layer.reverse else starts:
-            part = slice(start, start + BLOCK)
-            sums, isums, bound = self._arrays(len(x[part]))
+            part = slice(start, start + block)
+            if len(x[part]) != len(sums):
+                sums, isums, bound = self._arrays(len(x[part]))
             self.compiled.forward(x[part], sums, isums, bound, start, 1, seen, raised, room)
             if separate:
                 if isums is not None:
@@ -518,6 +578,13 @@ class PackedPass:
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
 
+    def _block(self, steps: int) -> int:
+        """Time steps of a block: equal parts, integers' sums no more than a quarter of 16-bit weights."""
+        most = BLOCK
+        if self.integers:
+            most = min(max((self.layer.inputs + self.layer.cells) // 16, BLOCK), MOST)
+        return -(-steps // -(-steps // most)) if steps else 1
+
     def step(
         self, x: npt.ArrayLike, h: npt.ArrayLike, c: npt.ArrayLike, counts: I64, index: int
     ) -> tuple[F32, F32]:
@@ -525,7 +592,7 @@ class PackedPass:
         x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = np.empty(self.compiled.room(max(len(x), 1)), np.uint8).view(np.int8)
+        room = _scratch("room", (self.compiled.room(max(len(x), 1)),), np.int8)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
         self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, room)
@@ -636,7 +703,11 @@ def _group(
             path = BY_CHAIN
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
-    growth = (1 + 2.0 ** ((not nearest) - min(map(_precision, places)))) ** (subs + 5)
+    step = 1 + 2.0 ** ((not nearest) - min(map(_precision, places)))
+    growth = step ** (subs + 5)
+    if a.rounding.startswith("nearest"):
+        # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
+        growth = min(growth, 2 * step**5)
     top = min(float(f.max) for f in places)
     # Near zero a rounding adds up to a unit, however small the value.
     units = [

@@ -6,6 +6,8 @@
 #include "dot_chain.h"
 #include "dot_general.h"
 #include "mu_narrow.h"
+#include "mu_general.h"
+#include "underflows.h"
 
 /* The largest and the least magnitude but 0 (infinity: there is none) of 16 subs values; 0 if one is not finite. */
 int LEVEL(extent)(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, float *least) {
