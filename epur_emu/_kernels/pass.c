@@ -99,6 +99,7 @@ typedef struct {
     int16_t *codes;
     uint8_t *chain, *general, *exact, *safely;
     uint32_t *keys;
+    ptrdiff_t *twin;
     float *copy, *anew;
     int32_t *own;
     void *integers;
@@ -120,6 +121,7 @@ static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
     r.copy = (float *)at, at += sums * sizeof *r.copy;
     r.anew = (float *)at, at += (sums + 16) * sizeof *r.anew;
     r.own = (int32_t *)at, at += (uintptr_t)p->groups * sums * sizeof *r.own;
+    r.twin = (ptrdiff_t *)at, at += count * sizeof *r.twin;
     r.keys = (uint32_t *)at, at += count * sizeof *r.keys;
     r.codes = (int16_t *)at, at += count * w * sizeof *r.codes;
     r.chain = (uint8_t *)at, at += count;
@@ -164,6 +166,16 @@ static void counted_chain(const pass *p, const group *q, int which, float *sums,
             if (r->chain[v])
                 k->n[PRODUCT].underflow += AT_LEVEL(p->level, underflows)(m, q->order + at, rows, r->columns + v);
     }
+}
+
+/* Where vector v, of subs sub-vectors of x (subs, nv, 16), stands already among those before it that are taken; else v. */
+static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_t *take, ptrdiff_t v) {
+    for (ptrdiff_t u = 0; u < v; u++) {
+        ptrdiff_t s = 0;
+        while (take[u] && s < subs && !memcmp(x + (s * nv + u) * 16, x + (s * nv + v) * 16, 16 * sizeof *x)) s++;
+        if (s == subs) return u;
+    }
+    return v;
 }
 
 /* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
@@ -226,8 +238,19 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             int64_t *underflow = p->counted && !exact_products ? &k->n[PRODUCT].underflow : NULL;
             if (underflow && m->store == HALF && p->level >= 2 && q->chain.product > 0)
                 counted_chain(p, q, which, sums, k);
-            else
+            else if (underflow || which || nv == 1)
                 AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, underflow);
+            else { /* equal inputs, as words of a beam often are, are multiplied once */
+                for (ptrdiff_t v = 0; v < nv; v++) {
+                    r->twin[v] = r->chain[v] ? twin(r->x, m->subs, nv, r->chain, v) : v;
+                    r->chain[v] &= r->twin[v] == v;
+                }
+                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, NULL);
+                for (ptrdiff_t v = 0; v < nv; v++)
+                    for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
+                        memcpy(sums + v * sum_pitch + q->order[at] * 16, sums + r->twin[v] * sum_pitch + q->order[at] * 16,
+                               16 * sizeof *sums);
+            }
         }
         if (any[BY_GENERAL])
             AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->general, nv,
