@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -35,7 +36,7 @@ from epur_emu.formats import (
     LinearFormat,
     unraising,
 )
-from epur_emu.integers import IntegerMatrix, multipliers, scales, weight_codes
+from epur_emu.integers import PART, IntegerMatrix, multipliers, scales, weight_codes
 from epur_emu.network import LstmLayer
 from epur_emu.rounding import Counts, mix, quantise, round_to
 
@@ -43,12 +44,10 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Plain = FloatFormat | FixedFormat
+_Sums = tuple[F32, npt.NDArray[np.int32] | None, F64]
 
 #: Neurons side by side in a block, and inputs in a sub-vector.
 LANES = 16
-
-#: Weights that are rounded and packed at a time: more would only cost memory.
-PART = 2**16
 
 #: Time steps whose forward products share one reading of the weights; most of them for integers, whose
 #: products take less time than a reading.
@@ -383,9 +382,12 @@ def _of_fixed(a: Arithmetic, f: FixedFormat) -> dict[str, Any] | None:
     middle = int(Fraction(a.limit) / f.epsilon)
     if a.rounding == "stochastic" or middle > CODES or f.fraction_bits > 60:
         return None
-    tables = [kernels.fixed_table(_units(a, None), tangent, middle) for tangent in (0, 1)]
-    if any(t is None for t in tables):
-        return None
+    tables = []
+    for tangent in (0, 1):
+        table = kernels.fixed_table(_units(a, None), tangent, middle)
+        if table is None:
+            return None
+        tables.append(table)
     return {
         "store": WIDE, "method": 0, "middle": middle, "per_unit": 2.0**f.fraction_bits,
         "functions": [t[0] for t in tables], "lost": [t[1] for t in tables],
@@ -531,17 +533,17 @@ class PackedPass:
             out[..., :cells] = round_to(v, unraising(what))
         return out
 
-    def _arrays(self, count: int) -> tuple[F32, npt.NDArray[np.int32] | None, F64]:
+    def _arrays(self, count: int, slot: int = 0) -> _Sums:
         rows = self.width // LANES * 4
-        sums = _scratch("sums", (count, rows + 1, LANES), np.float32)
+        sums = _scratch(f"sums {slot}", (count, rows + 1, LANES), np.float32)
         isums = None
         if self.integers:
-            isums = _scratch("integers", (self.groups, count, rows * LANES), np.int32)
+            isums = _scratch(f"integers {slot}", (self.groups, count, rows * LANES), np.int32)
         return sums, isums, np.empty((count, self.groups))
 
     def sequence(
         self, inputs: npt.ArrayLike, h: npt.ArrayLike | None, c: npt.ArrayLike | None, separate: bool,
-        counts: I64,
+        counts: I64, threads: int = 1,
     ) -> tuple[F32, F32]:  # fmt: skip
         """All time steps; returns h (T, cells) and the last c (cells,).
 
@@ -551,30 +553,56 @@ class PackedPass:
             Whether forward sums are finished and stored first (MWL), or go on (E-PUR).
         counts : int64 array of shape (8, 3)
             Of `COUNTED` places and `EVENTS`; added to.
+        threads : int
+            With more than one, the forward products of a block of time steps are computed during the
+            recurrent ones of the block before.
         """
         x = np.require(inputs, np.float32, ["C", "A"])
         out = np.empty((len(x), self.width), np.float32)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
-        seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
         block = self._block(len(x))
-        room = _scratch("room", (self.compiled.room(block),), np.int8)
         starts = list(range(0, len(x), block))
-        sums, isums, bound = self._arrays(min(block, len(x)))
-        for start in reversed(starts) if self.layer.reverse else starts:
-            part = slice(start, start + block)
-            if len(x[part]) != len(sums):
-                sums, isums, bound = self._arrays(len(x[part]))
-            self.compiled.forward(x[part], sums, isums, bound, start, 1, seen, raised, room)
+        if self.layer.reverse:
+            starts.reverse()
+        # Of forward and recurrent products apart.
+        seen = np.zeros((2, len(COUNTED), len(EVENTS) + 1), np.int64)
+        raised = np.full((len(starts), 2, 1), -1, np.int64)
+        rooms = [_scratch(f"room {n}", (self.compiled.room(block),), np.int8) for n in range(2)]
+
+        def forward(number: int, sums: _Sums) -> None:
+            start, values = starts[number], x[starts[number] : starts[number] + block]
+            self.compiled.forward(values, *sums, start, 1, seen[0], raised[number, 0], rooms[0])
             if separate:
-                if isums is not None:
-                    self.compiled.convert(sums, isums, start, seen)
-                self._store(sums, seen)
+                if sums[1] is not None:
+                    self.compiled.convert(sums[0], sums[1], start, seen[0])
+                self._store(sums[0], seen[0])
+
+        def recurrent(number: int, sums: _Sums) -> None:
+            start, values = starts[number], out[starts[number] : starts[number] + block]
             self.compiled.recurrent(
-                sums, isums, bound, separate, state, cell, out[part], self.layer.reverse, start, seen,
-                raised, room,
+                *sums, separate, state, cell, values, self.layer.reverse, start, seen[1], raised[number, 1],
+                rooms[1],
             )  # fmt: skip
-        self._taken(seen, raised, counts)
+
+        arrays = [
+            self._arrays(min(block, len(x) - start), n % 2 if threads > 1 else 0)
+            for n, start in enumerate(starts)
+        ]
+        if threads == 1 or len(starts) < 2:
+            for n, sums in enumerate(arrays):
+                forward(n, sums)
+                recurrent(n, sums)
+        else:
+            with ThreadPoolExecutor(1) as ahead:
+                coming = ahead.submit(forward, 0, arrays[0])
+                for n, sums in enumerate(arrays):
+                    coming.result()
+                    if n + 1 < len(arrays):
+                        coming = ahead.submit(forward, n + 1, arrays[n + 1])
+                    recurrent(n, sums)
+        places = raised[raised >= 0]
+        self._taken(seen.sum(0), int(places[0]) if len(places) else -1, counts)
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
 
@@ -592,12 +620,12 @@ class PackedPass:
         x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = _scratch("room", (self.compiled.room(max(len(x), 1)),), np.int8)
+        room = _scratch("room 0", (self.compiled.room(max(len(x), 1)),), np.int8)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
         self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, room)
         self.compiled.step(sums, isums, bound, state, cell, index, 0, seen, raised, room)
-        self._taken(seen, raised, counts)
+        self._taken(seen, int(raised[0]), counts)
         cells = self.layer.cells
         return state[:, :cells], cell[:, :cells]
 
@@ -613,15 +641,15 @@ class PackedPass:
             padded[:, : self.layer.cells] = stored(real, a.partial.max, alpha, a.sum, row)
             sums[:, n:-1:4] = padded.reshape(len(sums), -1, LANES)
 
-    def _taken(self, seen: I64, raised: npt.NDArray[np.int64], counts: I64) -> None:
+    def _taken(self, seen: I64, raised: int, counts: I64) -> None:
         """Add what an evaluation counted to `counts`; end where a format that raises was left."""
         for n in np.flatnonzero(seen[:, len(EVENTS)]):
             where = COUNTED[n]
             # Results of integer sums are counted with the accumulator, but have the MU's format.
             formats = [getattr(a, place) for place in (where, "mu") for a in self.gates]
             f = next(f for f in formats if isinstance(f, FixedFormat) and f.overflow == "raise")
-            if raised[0] >= 0:
-                where += f", gate {GATES[raised[0] % 4]}, neuron {raised[0] // 4}"
+            if raised >= 0:
+                where += f", gate {GATES[raised % 4]}, neuron {raised // 4}"
             raise NetworkError(
                 self.layer.name, where, f"left the range of {f}",
                 f"use more bits, or let it saturate: {str(f).removesuffix('-raise')}",
@@ -753,16 +781,15 @@ def _integer_group(
     assert isinstance(given, LinearFormat)
     assert isinstance(wide, FixedFormat)
     s = scales(layer.w_x, layer.w_h, weight, *ranges)
-    members = list(members)
     codes = []
     for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True):
-        q = np.zeros(matrix.shape, np.int16)
-        for n in members:
-            for part in _parts(matrix[n]):  # a few at a time: they are float64 on their way
-                q[n, part] = weight_codes(
-                    matrix[n : n + 1, part], weight, s[n : n + 1, part], alpha, counts
-                )[0]
-        codes.append(IntegerMatrix.pack(q, weight, given))
+        parts = (
+            (n, part.start, weight_codes(matrix[n : n + 1, part], weight, s[n : n + 1, part], alpha, counts)[0])
+            for n in members
+            for part in _parts(matrix[n])
+        )  # fmt: skip
+        _, cells, inputs = matrix.shape
+        codes.append(IntegerMatrix.gather(cells, inputs, weight, given, parts))
     scale = _blocked(multipliers(s, given), np.float64)
     with np.errstate(all="ignore"):
         single = scale.astype(np.float32)

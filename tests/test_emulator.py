@@ -215,11 +215,13 @@ FAST = [
         for name, path in (("epur-fp16", "general"), ("epur-bf16", "general"),
                            ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "exact"))
     ),
+    (replace(EPUR, rounding="stochastic", activation="exact"), "general"),
+    *((replace(arithmetic("epur-q5.12"), activation=method), "general") for method in ("exact", "pwl-16")),
 ]  # fmt: skip
 
 
 def label(value):
-    return value if isinstance(value, str) else f"{value.name}-{value.rounding}"
+    return value if isinstance(value, str) else f"{value.name}-{value.rounding}-{value.activation}"
 
 
 @pytest.mark.parametrize(("a", "path"), FAST, ids=label)
@@ -308,6 +310,68 @@ def test_blocks_of_time_steps_do_not_show(steps, reverse):
     ):
         for order in ORDERS:
             check(case, a, order, levels()[-1:])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_forward_products_in_a_thread_of_their_own(order):
+    rng = np.random.default_rng(11)
+    network, x = stacked(rng), rng.normal(size=(3 * BLOCK + 5, 6)).astype(np.float32)
+    alpha = calibrate(network, [x]) | {f"{p.name}.input": 3.0 for p in network.passes}
+    for a in (EPUR, ARITHMETICS["epur-int8"]):
+        one, two, many = (Engine(network, a, order, alpha, threads=n) for n in (1, 2, 5))
+        wanted = one.sequence(x)
+        for run in (two, many):
+            for found, layer in zip(run.sequence(x), wanted, strict=True):
+                assert same_bits(found, layer)
+            assert run.stats == one.stats
+
+
+def test_a_sum_left_its_range_in_a_thread():
+    """The first place that raised is named, whichever thread was there."""
+    layer = usual(0, 4, 3, steps=2).layer
+    x = np.zeros((3 * BLOCK, 4), np.float32)
+    x[BLOCK // 2 :] = 1.0
+    narrow = FixedFormat(9, 0, overflow="raise")
+    a = replace(ARITHMETICS["epur-int8"], product=narrow, tree=narrow, accumulator=narrow)
+    messages = set()
+    for threads in (1, 2):
+        with pytest.raises(NetworkError) as caught:
+            engine(layer, a, threads=threads).sequence(x)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(["fp16", "e4m3", "e5m2", "e4m3fn-sat", "e5m7"]), st.integers(0, 2**32 - 1))
+def test_underflows_of_products_at_every_level(name, seed):
+    """Weights and inputs of every exponent and every number of last zeros."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(*shape):
+        significand = rng.integers(-2047, 2048, shape) >> rng.integers(0, 11, shape)
+        return np.ldexp(significand, rng.integers(-34, -8, shape)).astype(np.float32)
+
+    cells, inputs = int(rng.integers(1, 50)), int(rng.integers(1, 40))
+    layer = LstmLayer("pass", drawn(4, cells, inputs), drawn(4, cells, cells), drawn(4, cells))
+    x = drawn(3, inputs) * np.float32(2.0 ** rng.integers(0, 12))
+    a = arithmetic(f"epur-{name}")
+    runs = [engine(layer, a, level=level) for level in levels()]
+    for run in runs:
+        run.sequence(x)
+        assert counted(run) == counted(runs[0])  # the scalar kernel makes all products
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_sums_up_to_the_bound_of_a_long_accumulation(away):
+    """However many additions, one to the nearest value adds at most twice its term."""
+    a = arithmetic("epur-e4m3fn-sat")
+    a = replace(a, rounding="nearest-away") if away else a
+    rng = np.random.default_rng(2)
+    for size in (1.0, 3.0, 12.0):  # surely within, by the way it takes, and beyond
+        w_x = (rng.uniform(0.1, 0.14, (4, 16, 16 * 40)) * size).astype(np.float32)
+        layer = LstmLayer("pass", w_x, np.zeros((4, 16, 16), np.float32), np.zeros((4, 16), np.float32))
+        x = rng.uniform(0.4, 0.7, (2, 16 * 40)).astype(np.float32)
+        check(Case(layer, x, None), a)
 
 
 def test_a_short_and_a_long_way_side_by_side():

@@ -10,13 +10,28 @@
 #define LEAST_S (-23)         /* below, all fp16 values are multiples; */
 #define MOST_S 17             /* from here on none but 0 */
 
+/* Which last bits of a code are not 0 where a value of exponent e is no multiple of 2^s. */
+#define BITS(s, e) ((s) + ((e) ? 25 - (e) : 24))
+#define ONE_MASK(s, e) (BITS(s, e) < 1 ? 0 : BITS(s, e) > 10 ? 0x7fff : (1 << (BITS(s, e) < 1 ? 0 : BITS(s, e) & 15)) - 1)
+#define FOUR_MASKS(s, e) ONE_MASK(s, e), ONE_MASK(s, (e) + 1), ONE_MASK(s, (e) + 2), ONE_MASK(s, (e) + 3)
+#define MASKS(s)                                                                                                      \
+    {FOUR_MASKS(s, 0),  FOUR_MASKS(s, 4),  FOUR_MASKS(s, 8),  FOUR_MASKS(s, 12),                                      \
+     FOUR_MASKS(s, 16), FOUR_MASKS(s, 20), FOUR_MASKS(s, 24), FOUR_MASKS(s, 28)}
+#define EIGHT(s) MASKS(s), MASKS((s) + 1), MASKS((s) + 2), MASKS((s) + 3), MASKS((s) + 4), MASKS((s) + 5), MASKS((s) + 6), MASKS((s) + 7)
+static const uint16_t masks[MOST_S - LEAST_S + 1][32] ALIGNED = {
+    EIGHT(LEAST_S), EIGHT(LEAST_S + 8), EIGHT(LEAST_S + 16), EIGHT(LEAST_S + 24), EIGHT(LEAST_S + 32), MASKS(MOST_S)};
+
 /* The least code of an fp16 value v >= 0 with v |x| >= 2^normal. Their 35 bits tell the quotient from any fp16 value. */
 static uint16_t threshold_of(double x, double normal) {
     const double q = normal / x;
     if (q >= 65520.0) return 0x7c00;
-    if (q <= 0x1p-14) return (uint16_t)ceil(q * 0x1p24);
-    const int e = ilogb(q);
-    return (uint16_t)((e + 15) * 1024 + (int)ceil(ldexp(q, 10 - e)) - 1024);
+    if (q <= 0x1p-14) {
+        const int32_t below = (int32_t)(q * 0x1p24);
+        return (uint16_t)(below + (below < q * 0x1p24));
+    }
+    uint64_t bits;
+    memcpy(&bits, &q, 8);
+    return (uint16_t)(((bits + (((uint64_t)1 << 42) - 1)) >> 42) - (1023 - 15) * 1024);
 }
 
 /* Columns of one vector: `plain` ones from the front of its `inputs`, `tested` ones from the back. */
@@ -41,8 +56,7 @@ void LEVEL(columns)(columns *to, const float *x, ptrdiff_t pitch, ptrdiff_t inpu
 }
 
 /* Those of 4 or 8 rows with some columns, in each of 32 lanes. */
-INLINE __m512i found_in(const uint16_t *const *row, const int rows, const column *c, ptrdiff_t count, const int tested,
-                        uint16_t (*masks)[32]) {
+INLINE __m512i found_in(const uint16_t *const *row, const int rows, const column *c, ptrdiff_t count, const int tested) {
     const __m512i magnitude = _mm512_set1_epi16(0x7fff), minus = _mm512_set1_epi16(-1);
     __m512i found[4];
     for (int k = 0; k < rows / 2; k++) found[k] = _mm512_setzero_si512();
@@ -67,15 +81,9 @@ INLINE __m512i found_in(const uint16_t *const *row, const int rows, const column
 }
 
 int64_t LEVEL(underflows)(const matrix *m, const int32_t *order, ptrdiff_t count, const columns *to) {
-    uint16_t masks[MOST_S - LEAST_S + 1][32] ALIGNED;
     const ptrdiff_t inputs = m->subs * 16;
     const __m512i one = _mm512_set1_epi16(1);
     __m512i total = _mm512_setzero_si512();
-    for (int s = LEAST_S; s <= MOST_S; s++)
-        for (int e = 0; e < 32; e++) {
-            const int bits = s + (e ? 25 - e : 24);
-            masks[s - LEAST_S][e] = (uint16_t)(bits < 1 ? 0 : bits > 10 ? 0x7fff : (1 << bits) - 1);
-        }
     for (ptrdiff_t r = 0; r < count;) {
         const int rows = count - r < 8 ? 4 : 8;
         const uint16_t *row[8];
@@ -85,8 +93,8 @@ int64_t LEVEL(underflows)(const matrix *m, const int32_t *order, ptrdiff_t count
             const column *c = tested ? to->list + inputs - all : to->list;
             for (ptrdiff_t some, left = all; left > 0; left -= some, c += some) {
                 some = left < 4096 ? left : 4096; /* no lane reaches 2^15 */
-                const __m512i found = rows == 8 ? (tested ? found_in(row, 8, c, some, 1, masks) : found_in(row, 8, c, some, 0, masks))
-                                                : (tested ? found_in(row, 4, c, some, 1, masks) : found_in(row, 4, c, some, 0, masks));
+                const __m512i found = rows == 8 ? (tested ? found_in(row, 8, c, some, 1) : found_in(row, 8, c, some, 0))
+                                                : (tested ? found_in(row, 4, c, some, 1) : found_in(row, 4, c, some, 0));
                 total = _mm512_add_epi32(total, _mm512_madd_epi16(found, one));
             }
         }
