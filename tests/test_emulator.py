@@ -142,6 +142,20 @@ def test_steps_of_several_states(case, again, a, index, level, threads, count):
         assert counted(run) == total
 
 
+@pytest.mark.parametrize("level", levels())
+def test_equal_inputs_of_a_step(level):
+    """They are multiplied once; other ones are not taken for them."""
+    case = usual(3, steps=3)
+    rng = np.random.default_rng(4)
+    x = case.x[[0, 1, 0, 2, 1, 1]]
+    x[3, :-1] = x[1, :-1]  # differs in its last element alone
+    h, c = (rng.normal(size=(len(x), case.layer.cells)).astype(np.float32) for _ in range(2))
+    found = engine(case.layer, EPUR, "epur", level, count=False).step(0, x, h, c)
+    for k in range(len(x)):
+        wanted = expected(Case(case.layer, x[k : k + 1], (h[k], c[k])), EPUR)
+        assert same_bits(found[0][k], wanted.h[0]) and same_bits(found[1][k], wanted.c)
+
+
 @settings(max_examples=40, deadline=None)
 @given(passes(steps=2), arithmetics(raises=True), st.sampled_from(ORDERS))
 def test_formats_that_raise(case, a, order):
