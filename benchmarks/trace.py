@@ -32,15 +32,29 @@ EPUR = ARITHMETICS["epur-fp16"]
 CASES = {"640 x 320": (640, 320, True, 100), "1024 x 1024": (1024, 1024, False, 25)}
 
 
-def network(inputs: int, cells: int, peepholes: bool) -> Network:
-    """One pass of random weights."""
+#: Layers of passes: EESEN, of 300 frames say, and GMAT, of 50 words.
+EESEN = tuple(
+    tuple(LayerShape(f"{n}.{d}", 640 if n else 120, 320, True, d == 1) for d in range(2))
+    for n in range(5)
+)
+GMAT = tuple((LayerShape(str(n), 1024, 1024),) for n in range(17))
+
+#: Time steps of one pass whose streams' share is shown.
+LENGTHS = (25, 100, 400, 1600)
+
+
+def network(shape: tuple[tuple[LayerShape, ...], ...]) -> Network:
+    """Random weights."""
     rng = np.random.default_rng(1)
 
     def fill(*shape: int) -> Any:
-        return (0.05 * rng.standard_normal(shape)).astype(np.float32)
+        return np.float32(0.05) * rng.standard_normal(shape, np.float32)
 
-    weights = fill(4, cells, inputs), fill(4, cells, cells), fill(4, cells)
-    return Network("one", ((LstmLayer("0", *weights, fill(3, cells) if peepholes else None),),))
+    def layer(s: LayerShape) -> LstmLayer:
+        weights = fill(4, s.cells, s.inputs), fill(4, s.cells, s.cells), fill(4, s.cells)
+        return LstmLayer(s.name, *weights, fill(3, s.cells) if s.peepholes else None, reverse=s.reverse)
+
+    return Network("random", tuple(tuple(map(layer, passes)) for passes in shape))
 
 
 def scheduled(shape: Any, steps: int, accelerator: str) -> Trace:
@@ -107,12 +121,7 @@ def scale_sim(folder: Path) -> tuple[float, float] | None:
 def measure(rounds: int) -> list[dict[str, Any]]:
     """Rows of rates in millions of accesses a second, unless they say otherwise."""
     rows = []
-    eesen = tuple(
-        tuple(LayerShape(f"{n}.{d}", 640 if n else 120, 320, True, d == 1) for d in range(2))
-        for n in range(5)
-    )
-    gmat = tuple((LayerShape(str(n), 1024, 1024),) for n in range(17))
-    for name, shape, steps, small in (("EESEN", eesen, 20, 1), ("GMAT", gmat, 3, 1)):
+    for name, shape, steps, small in (("EESEN", EESEN, 20, 1), ("GMAT", GMAT, 3, 1)):
         for accelerator in ("epur", "epur-mwl"):
             trace, short = scheduled(shape, steps, accelerator), scheduled(shape[:1], small, accelerator)
             done = expansion(trace)
@@ -124,7 +133,12 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case, (inputs, cells, peepholes, steps) in CASES.items():
-            rows += traced(folder, case, network(inputs, cells, peepholes), steps, rounds)
+            rows += traced(folder, case, network(one(inputs, cells, peepholes)), steps, rounds)
+        single = network(one(640, 320, True))
+        for steps in LENGTHS:
+            rows += shares(folder, f"640 x 320, {steps} steps", single, steps, rounds)
+        rows += shares(folder, "EESEN, 300 steps", network(EESEN), 300, rounds)
+        rows += shares(folder, "GMAT, 50 steps", network(GMAT), 50, min(rounds, 3))
         try:
             peer = scale_sim(folder)
         except Exception as error:  # 3.0.0 does not run beside numpy 2.4
@@ -133,12 +147,41 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         if peer is None:
             print("scalesim's row is left out", file=sys.stderr)
         else:
-            trace = scheduled(eesen[:1], 20, "epur")
+            trace = scheduled(EESEN[:1], 20, "epur")
             begin = time.perf_counter()
             count = export(trace, folder / "t.csv", "csv")
             rate = count / (time.perf_counter() - begin) / 1e6
             rows.append(row("accesses as CSV", rate, peer[0] / peer[1] / 1e6, "SCALE-Sim", "M/s"))
     return rows
+
+
+def one(inputs: int, cells: int, peepholes: bool) -> tuple[tuple[LayerShape, ...], ...]:
+    """A network of one pass."""
+    return ((LayerShape("0", inputs, cells, peepholes),),)
+
+
+def log(net: Network, steps: int, accelerator: Accelerator, path: Path) -> None:
+    """All that a trace of streams costs a run: its schedule, and the file."""
+    schedule = schedule_sequence(net.shape, steps, EPUR, accelerator)
+    trace_of([schedule], [net], [steps], EPUR, accelerator).save(path)
+
+
+def shares(
+    folder: Path, case: str, net: Network, steps: int, rounds: int
+) -> list[dict[str, Any]]:
+    """What a trace of streams adds to the time of a run; weights are packed and hashed once before."""
+    accelerator = Accelerator.load("epur")
+    inputs = net.layers[0][0].inputs
+    x = np.random.default_rng(2).standard_normal((steps, inputs), np.float32)
+    engine = Engine(net, EPUR)
+    sides = {
+        "plain": partial(engine.sequence, x),
+        "log": partial(log, net, steps, accelerator, folder / "t.h5"),
+    }
+    seconds = in_turn(sides, rounds)
+    share = 100 * seconds["log"] / seconds["plain"]
+    print(f"{case}: {1e3 * seconds['plain']:.1f} ms, its trace {1e3 * seconds['log']:.2f} ms", file=sys.stderr)
+    return [row(f"streams add, {case}", share, 2.0, "2 %", "%")]
 
 
 def traced(
@@ -152,8 +195,7 @@ def traced(
 
     def streams() -> None:
         engine.sequence(x)
-        schedule = schedule_sequence(net.shape, steps, EPUR, accelerator)
-        trace_of([schedule], [net], [steps], EPUR, accelerator).save(path)
+        log(net, steps, accelerator, path)
 
     def events() -> None:
         layers = engine.sequence(x)
