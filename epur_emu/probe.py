@@ -45,7 +45,7 @@ class _Recorder:
 
     def __init__(self, writer: EventWriter, log: Log) -> None:
         self._writer, self.log = writer, log
-        self._late = np.empty((0, 8), np.int64)
+        self._late = np.empty((0, 11), np.int64)
         self._queue: Queue[list[tuple[int, Runs]] | None] = Queue(2)
         self._failed: BaseException | None = None
         self._thread = Thread(target=self._write, daemon=True)
@@ -72,7 +72,8 @@ class _Recorder:
         parts: list[tuple[int, Runs]] = []
         for component in np.unique(rows[:, 0]).tolist():
             own = rows[rows[:, 0] == component].T.copy()
-            parts.append((component, (*own[1:7], own[7].astype(np.uint8))))
+            op, (count, by, wait) = own[4].astype(np.uint8), own[5:].reshape(3, 2, -1)
+            parts.append((component, Runs(own[1], own[2], own[3], op, count, by, wait)))
         self._queue.put(parts)
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class Probe:
     def walk(self, numbers: Mapping[str, Any], source: F32, out: F32, values: F32) -> Walk:
         """A pass on fresh input and row buffers."""
         width, nx, nh = numbers["width"], numbers["nx"], numbers["nh"]
-        self.tag += numbers["cells"] * (nx + nh)
+        self.tag += numbers["cells"] * (nx + nh) * max(numbers["sw"]) // width
         buffers = np.zeros((4, (nx + 2 * nh) * width), np.float32)
         latches = np.zeros((4, (nx + nh) * width), np.float32)
         rows = np.zeros((4, self.accelerator.row_buffer_bytes // width + 1), np.uint32)

@@ -16,14 +16,14 @@ enum { READ, WRITE };
 enum { FETCHED, OF_X, OF_H, BIAS, PEEPHOLE, CELL, OUTPUT_H, PARTIAL, ROLES = PARTIAL + 4 };
 enum { INITIAL_ZERO, INITIAL_DRAM, INITIAL_KEPT };
 
-/* Accesses of one component at equal distances. */
+/* Accesses of one component in two nested loops, outermost first. */
 typedef struct {
-    int64_t component, cycle, address, bytes, count, by, wait, op;
+    int64_t component, cycle, address, bytes, op, count[2], by[2], wait[2];
 } epur_row;
 
 typedef struct {
-    ptrdiff_t row; /* under way, or -1 */
-    int64_t cycle, address; /* of its last access */
+    ptrdiff_t row;          /* under way, or -1 */
+    int64_t cycle, address; /* at which its last turn began */
 } epur_site;
 
 typedef struct {
@@ -44,13 +44,13 @@ typedef struct {
     int64_t matrix[4], bank[4], rows, params; /* places */
     int64_t x, x_pitch, x_sub, x_dram, y, y_pitch, y_base, state, kept, partials;
     int64_t dpu, add, link, quantise, lookup, p, tm, tc, z, tail, pace;
-    int64_t tag; /* of the first weight */
+    int64_t tag; /* of the first unit of weights, one byte for each multiplier of a DPU */
     /* models */
     float *source;          /* rows of x where they come from */
     float *out;             /* outputs where they go */
     float *buffer[4];       /* input buffers: x, two slots of h */
     float *latch[4];        /* what each DPU has read: x, h */
-    uint32_t *held[4];      /* weight buffers: number of each weight sub-vector */
+    uint32_t *held[4];      /* weight buffers: number of each unit */
     uint32_t *row[4];       /* row buffers */
     uint8_t *stored;        /* partial sums (steps, cells, 4) */
     const float *values;    /* h of all steps (steps, cells) */
@@ -58,58 +58,45 @@ typedef struct {
     epur_log *log;
 } epur_probe;
 
-static void log_new(epur_log *g, epur_site *s, int64_t component, int op, int64_t cycle, int64_t address, int64_t bytes) {
+static epur_row *log_new(epur_log *g, epur_site *s) {
     if (g->size == g->room) {
         const ptrdiff_t room = g->room ? 2 * g->room : 4096;
         epur_row *made = realloc(g->rows, (size_t)room * sizeof *made);
         if (!made) {
             g->failed = 1;
             g->size = 0;
-            return;
+            return g->rows;
         }
         g->rows = made, g->room = room;
     }
-    const epur_row made = {component, cycle, address, bytes, 1, 0, 0, op};
     s->row = g->size;
-    g->rows[g->size++] = made;
+    return &g->rows[g->size++];
+}
+
+/* Accesses that were performed one behind the other at equal distances; neighbours of one kind share a row. */
+static inline void events(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes,
+                          int64_t count, int64_t by, int64_t wait) {
+    epur_site *s = &g->sites[(component * 2 + op) * ROLES + role];
+    const int64_t jump = address - s->address, pause = cycle - s->cycle;
+    g->accesses += count;
+    s->cycle = cycle, s->address = address;
+    if (s->row >= 0) {
+        epur_row *r = &g->rows[s->row];
+        if (r->bytes == bytes && r->count[1] == count && (count == 1 || (r->by[1] == by && r->wait[1] == wait))) {
+            if (r->count[0] > 1 ? jump == r->by[0] && pause == r->wait[0] : pause >= (count - 1) * wait) {
+                r->count[0]++, r->by[0] = jump, r->wait[0] = pause;
+                return;
+            }
+        }
+    }
+    if (count == 1) by = wait = 0;
+    epur_row *made = log_new(g, s);
+    if (!g->failed) *made = (epur_row){component, cycle, address, bytes, op, {1, count}, {0, by}, {0, wait}};
 }
 
 /* One access, as it happens. */
 static inline void event(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes) {
-    epur_site *s = &g->sites[(component * 2 + op) * ROLES + role];
-    g->accesses++;
-    if (s->row >= 0) {
-        epur_row *r = &g->rows[s->row];
-        const int64_t by = address - s->address, wait = cycle - s->cycle;
-        if (r->bytes == bytes) {
-            if (r->count > 1 && by == r->by && wait == r->wait) {
-                r->count++, s->cycle = cycle, s->address = address;
-                return;
-            }
-            if (r->count == 1 && wait >= 0) {
-                r->count = 2, r->by = by, r->wait = wait, s->cycle = cycle, s->address = address;
-                return;
-            }
-        }
-    }
-    log_new(g, s, component, op, cycle, address, bytes);
-    s->cycle = cycle, s->address = address;
-}
-
-/* Accesses one behind the other at equal distances. */
-static inline void events(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes,
-                          int64_t count, int64_t by, int64_t wait) {
-    int64_t k = 0;
-    for (; k < count && k < 2; k++) event(g, component, op, role, cycle + k * wait, address + k * by, bytes);
-    if (k == count || g->failed) return;
-    epur_site *s = &g->sites[(component * 2 + op) * ROLES + role];
-    epur_row *r = &g->rows[s->row];
-    if (r->count > 1 && r->by == by && r->wait == wait) {
-        r->count += count - k, g->accesses += count - k;
-        s->cycle = cycle + (count - 1) * wait, s->address = address + (count - 1) * by;
-        return;
-    }
-    for (; k < count; k++) event(g, component, op, role, cycle + k * wait, address + k * by, bytes);
+    events(g, component, op, role, cycle, address, bytes, 1, 0, 0);
 }
 
 static inline int64_t bursts_of(const epur_probe *p, int64_t bytes) { return (bytes + p->burst - 1) / p->burst; }
@@ -117,11 +104,14 @@ static inline int64_t bursts_of(const epur_probe *p, int64_t bytes) { return (by
 /* From DRAM to a buffer in sub-vectors; returns the bursts. */
 static int64_t fetch(epur_probe *p, int64_t cycle, int64_t source, int64_t total, const int64_t *targets, int count,
                      int role, int64_t address, int64_t size) {
-    const int64_t bursts = bursts_of(p, total);
+    const int64_t bursts = bursts_of(p, total), subs = total / size;
     events(p->log, p->dram, READ, FETCHED, cycle, source, p->burst, bursts, p->burst, 1);
-    for (int k = 0; k < count; k++)
-        for (int64_t s = 0; s < total / size; s++)
-            event(p->log, targets[k], WRITE, role, cycle + s * size / p->burst, address + s * size, size);
+    for (int64_t s = 0, at = 0; s < subs; s += at) { /* those that arrive in one cycle */
+        const int64_t arrived = s * size / p->burst;
+        for (at = 1; s + at < subs && (s + at) * size / p->burst == arrived;) at++;
+        for (int k = 0; k < count; k++)
+            events(p->log, targets[k], WRITE, role, cycle + arrived, address + s * size, size, at, size, 0);
+    }
     return bursts;
 }
 
@@ -187,18 +177,30 @@ static int64_t multifunction(epur_probe *p, int64_t k, int64_t done, int64_t c_a
     return out;
 }
 
-/* Sub-vectors of weights from `skip` on and of the operand at `from` for neuron k; they reach the latch at `to`. */
-static inline void products(epur_probe *p, int64_t k, int64_t row, int64_t skip, int64_t subs, int64_t cycle, int64_t from,
-                            int64_t to, int role) {
+/* Units of row k of a matrix are written, or read. */
+static inline void put(uint32_t *held, int64_t tag, int64_t k, int64_t units) {
+    for (int64_t u = 0; u < units; u++) held[u] = (uint32_t)(tag + k * units + u);
+}
+
+static inline void check(epur_probe *p, const uint32_t *held, int64_t tag, int64_t k, int64_t units) {
+    const uint32_t first = (uint32_t)(tag + k * units);
+    uint32_t wrong = 0;
+    for (int64_t u = 0; u < units; u++) wrong |= held[u] ^ (first + (uint32_t)u);
+    p->wrong += wrong != 0;
+}
+
+/* A row of `subs` sub-vectors of weights is read. */
+static inline void read_weights(epur_probe *p, int64_t k, int64_t subs, int64_t cycle) {
     for (int q = 0; q < 4; q++) {
-        const int64_t size = p->sw[q], address = p->matrix[q] + (k * row + skip) * size;
-        const uint32_t *held = p->held[q];
-        const uint32_t expected = (uint32_t)(p->tag + k * row + skip);
-        const int64_t first = address / p->width, step = size / p->width;
-        int64_t wrong = 0;
-        events(p->log, p->weights[q], READ, role, cycle, address, size, subs, size, 1);
-        for (int64_t s = 0; s < subs; s++) wrong += held[first + s * step] != expected + (uint32_t)s;
-        p->wrong += wrong;
+        const int64_t size = p->sw[q], address = p->matrix[q] + k * subs * size;
+        events(p->log, p->weights[q], READ, OF_X, cycle, address, size, subs, size, 1);
+        check(p, p->held[q] + address / p->width, p->tag, k, subs * size / p->width);
+    }
+}
+
+/* Sub-vectors of the operand at `from` are read for neuron k; they reach the latch at `to`. */
+static inline void read_operand(epur_probe *p, int64_t k, int64_t subs, int64_t cycle, int64_t from, int64_t to, int role) {
+    for (int q = 0; q < 4; q++) {
         events(p->log, p->inputs_of[q], READ, role, cycle, from, p->sx, subs, p->sx, 1);
         if (k == 0) memcpy(p->latch[q] + to, p->buffer[q] + from / p->xe, (size_t)(subs * p->width) * sizeof(float));
     }
@@ -209,8 +211,7 @@ static int64_t fetch_row(epur_probe *p, int64_t cycle, int64_t source, int64_t k
     int64_t moved = 0;
     for (int q = 0; q < 4; q++) {
         const int64_t size = subs * p->sw[q], address = p->matrix[q] + k * size;
-        for (int64_t s = 0; s < subs; s++)
-            p->held[q][(address + s * p->sw[q]) / p->width] = (uint32_t)(p->tag + k * subs + s);
+        put(p->held[q] + address / p->width, p->tag, k, size / p->width);
         moved += fetch(p, cycle + moved, source + moved * p->burst, size, &p->weights[q], 1, FETCHED, address, p->sw[q]);
     }
     return moved;
@@ -245,8 +246,9 @@ static int64_t probe_epur(epur_probe *p, int64_t t, int64_t start, int64_t loade
     for (int64_t k = 0; k < p->cells; k++) {
         if (t == 0 && p->load) fetch_row(p, loaded + k * p->pace, p->rows + k * of_neuron * p->burst, k, n);
         const int64_t a = start + k * (t == 0 ? p->pace : n);
-        products(p, k, n, 0, p->nx, a, 0, 0, OF_X);
-        products(p, k, n, p->nx, p->nh, a + p->nx, slot, p->nx * p->width, OF_H);
+        read_weights(p, k, n, a);
+        read_operand(p, k, p->nx, a, 0, 0, OF_X);
+        read_operand(p, k, p->nh, a + p->nx, slot, p->nx * p->width, OF_H);
         const float value = p->values[true_t * p->cells + k];
         const int64_t y_at = p->y + true_t * p->y_pitch + k * p->ye;
         last = multifunction(p, k, a + n - 1 + p->dpu, c_at, y_at, value);
@@ -270,7 +272,7 @@ static void probe_forward(epur_probe *p, int64_t k, int64_t loaded, const float 
     }
     for (int q = 0; q < 4; q++) {
         const int64_t size = p->nx * p->sw[q], address = k % 2 * size;
-        for (int64_t s = 0; s < p->nx; s++) p->row[q][(address + s * p->sw[q]) / p->width] = (uint32_t)(k * p->nx + s);
+        put(p->row[q] + address / p->width, 0, k, size / p->width);
         moved += fetch(p, loaded + moved, p->rows + (k * of_x + moved) * p->burst, size, &p->row_of[q], 1, FETCHED, address,
                        p->sw[q]);
     }
@@ -278,17 +280,16 @@ static void probe_forward(epur_probe *p, int64_t k, int64_t loaded, const float 
     for (int64_t t = 0; t < p->steps; t++) {
         const int64_t true_t = time_of(p, t), first = loaded + p->pace + t * p->nx;
         const int64_t x_row = p->x + true_t * p->x_pitch;
+        events(g, p->mid, READ, OF_X, first, x_row, p->x_sub, p->nx, p->x_sub, 1);
         for (int64_t s = 0; s < p->nx; s++) {
             const int64_t address = x_row + s * p->x_sub;
-            event(g, p->mid, READ, OF_X, first + s, address, p->x_sub);
             const float *from = p->source + (address - p->x) / (p->x_sub / p->width);
             for (int q = 0; q < 4; q++) memcpy(p->buffer[q] + s * p->width, from, (size_t)p->width * sizeof *from);
         }
         for (int q = 0; q < 4; q++) {
             const int64_t own = k % 2 * p->nx * p->sw[q];
-            const int64_t at = own / p->width, step = p->sw[q] / p->width;
             events(g, p->row_of[q], READ, OF_X, first, own, p->sw[q], p->nx, p->sw[q], 1);
-            for (int64_t s = 0; s < p->nx; s++) p->wrong += p->row[q][at + s * step] != (uint32_t)(k * p->nx + s);
+            check(p, p->row[q] + own / p->width, 0, k, p->nx * p->sw[q] / p->width);
             events(g, p->inputs_of[q], WRITE, OF_X, first, 0, p->sx, p->nx, p->sx, 1);
             events(g, p->inputs_of[q], READ, OF_X, first, 0, p->sx, p->nx, p->sx, 1);
             memcpy(p->latch[q], p->buffer[q], (size_t)(p->nx * p->width) * sizeof(float));
@@ -320,7 +321,8 @@ static int64_t probe_recurrent(epur_probe *p, int64_t t, int64_t start, const fl
     }
     for (int64_t k = 0; k < p->cells; k++) {
         const int64_t a = start + k * p->nh, done = a + p->nh - 1 + p->dpu;
-        products(p, k, p->nh, 0, p->nh, a, 0, 0, OF_H);
+        read_weights(p, k, p->nh, a);
+        read_operand(p, k, p->nh, a, 0, 0, OF_H);
         int64_t address = p->partials + (true_t * p->cells + k) * per_neuron;
         for (int q = 0; q < 4; q++) {
             event(g, p->mid, READ, PARTIAL + q, done, address, p->pe[q]);

@@ -16,7 +16,7 @@ import numpy as np
 cdef extern from "probe.h" nogil:
     enum: ROLES
     ctypedef struct epur_row:
-        int64_t component, cycle, address, bytes, count, by, wait, op
+        int64_t component
     ctypedef struct epur_site:
         ptrdiff_t row
     ctypedef struct epur_log:
@@ -60,7 +60,7 @@ cdef extern from "probe.h" nogil:
 
 
 cdef class Log:
-    """Accesses as they are performed, neighbours at equal distances as one row."""
+    """Accesses as they are performed, neighbours at equal distances as one row of two nested loops."""
 
     cdef epur_log g
     cdef ptrdiff_t sites
@@ -92,10 +92,13 @@ cdef class Log:
         return self.g.accesses
 
     def take(self):
-        """The rows since the last call, int64 (n, 8): component, cycle, address, bytes, count, both strides, op."""
+        """The rows since the last call, int64 (n, 11).
+
+        Component, cycle, address, bytes, op, then counts, address and cycle strides, outermost first.
+        """
         if self.g.failed:
             raise MemoryError
-        cdef int64_t[:, ::1] out = np.empty((self.g.size, 8), np.int64)
+        cdef int64_t[:, ::1] out = np.empty((self.g.size, 11), np.int64)
         if self.g.size:
             memcpy(&out[0, 0], self.g.rows, self.g.size * sizeof(epur_row))
         self.reset()
