@@ -22,7 +22,7 @@ from epur_emu.arithmetic import ARITHMETICS  # noqa: E402
 from epur_emu.dataflow import schedule_sequence  # noqa: E402
 from epur_emu.emulator import Engine, trace_of  # noqa: E402
 from epur_emu.network import LayerShape, LstmLayer, Network  # noqa: E402
-from epur_emu.probe import probe_sequence  # noqa: E402
+from epur_emu.probe import probe_sequences  # noqa: E402
 from epur_emu.trace import Trace  # noqa: E402
 from epur_emu.trace.exporters import export  # noqa: E402
 
@@ -158,7 +158,7 @@ def traced(
     def events() -> None:
         layers = engine.sequence(x)
         assert layers[-1].tobytes() == outputs[-1].tobytes()
-        probe_sequence(path, net, x, layers, None, EPUR, accelerator, {})
+        probe_sequences(path, net, [x], [layers], None, EPUR, accelerator, {})
 
     sides = {"plain": partial(engine.sequence, x), "streams": streams, "events": events}
     seconds = in_turn(sides, rounds)
