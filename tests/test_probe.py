@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import arithmetics
 from test_dataflow import machines, stacks, tight_machines
@@ -26,9 +26,9 @@ from epur_emu.dataflow import (
     schedule_decode,
     schedule_sequence,
 )
-from epur_emu.emulator import emulate
+from epur_emu.emulator import emulate, emulate_batch
 from epur_emu.errors import AcceleratorError, TraceError
-from epur_emu.network import LstmLayer, Network
+from epur_emu.network import LayerShape, LstmLayer, Network
 from epur_emu.streams import OPS
 from epur_emu.trace import Trace
 
@@ -105,8 +105,6 @@ def decoded(
 
 def agree(events: Trace, schedule: Schedule, wanted: Any) -> None:
     """Events, streams and the oracle's log are the same accesses."""
-    for policy in schedule.policies:
-        event(policy.policy)
     streams = Trace(schedule.phases, schedule.components, schedule.cycles)
     found = log(events)
     assert Counter(found) == Counter(wanted[0]) == Counter(log(streams))
@@ -138,7 +136,7 @@ def fresh(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 PROPERTY = settings(
-    max_examples=60, deadline=None,
+    max_examples=40, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
                            HealthCheck.filter_too_much],
 )  # fmt: skip
@@ -198,6 +196,64 @@ def test_decoding_agrees(
     agree(events, schedule, wanted)
 
 
+#: Machines on which `schedule_shape` follows policies.
+POLICIES: list[tuple[set[str], str, dict[str, Any]]] = [
+    ({"tiles"}, "epur", {"weight_buffer_bytes": 4000}),
+    ({"tiles", "refetch"}, "epur", {"weight_buffer_bytes": 600}),
+    ({"spill"}, "epur", {"intermediate_bytes": 512}),
+    ({"prefetched"}, "epur", {"double_buffering": True}),
+    ({"prefetched", "spill"}, "epur", {"double_buffering": True, "intermediate_bytes": 512}),
+    ({"stretches"}, "epur-mwl", {"intermediate_bytes": 2560}),
+    ({"refetch"}, "epur-mwl", {"weight_buffer_bytes": 600}),
+    (
+        {"stretches", "refetch"}, "epur-mwl",
+        {"weight_buffer_bytes": 600, "intermediate_bytes": 2560},
+    ),
+    ({"tiles", "stretches"}, "epur-tiled", {"intermediate_bytes": 2560}),
+    ({"tiles", "refetch"}, "epur-tiled", {"weight_buffer_bytes": 600}),
+    (
+        {"tiles", "stretches", "refetch"}, "epur-tiled",
+        {"weight_buffer_bytes": 600, "intermediate_bytes": 2560},
+    ),
+    ({"prefetched"}, "epur-batch", {"double_buffering": True, "accumulators": 2}),
+    ({"sub-batches"}, "epur-batch", {"input_buffer_bytes": 1200}),
+    (
+        {"sub-batches", "prefetched"}, "epur-batch",
+        {"double_buffering": True, "input_buffer_bytes": 1200},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("policies", "preset", "changes"), POLICIES)
+@pytest.mark.parametrize("given", [False, True])
+def test_policies_agree(
+    tmp_path: Path, policies: set[str], preset: str, changes: dict[str, Any], given: bool
+) -> None:
+    machine, shape = replace(Accelerator.load(preset), **changes), schedule_shape()
+    if preset == "epur-batch":
+        lengths = [3, 0, 9, 4, 9]
+        schedule = schedule_batch(shape, lengths, EPUR, machine, given)
+        wanted = oracle_accesses.accesses_batch(shape, lengths, EPUR, machine, given)
+    else:
+        lengths = [9]
+        schedule = schedule_sequence(shape, 9, EPUR, machine, given)
+        wanted = oracle_accesses.accesses_sequence(shape, 9, EPUR, machine, preset, given)
+    assert {policy.policy for policy in schedule.policies} == policies
+    path = tmp_path / "t.h5"
+    agree(run(path, network_of(shape), lengths, EPUR, machine, given), schedule, wanted)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_decoding_with_layers_that_are_loaded_anew_agrees(tmp_path: Path, between: bool) -> None:
+    shape = (LayerShape("0", 21, 18, True),), (LayerShape("1", 18, 33),), (LayerShape("2", 33, 9),)
+    machine = replace(Accelerator.load("epur"), weight_buffer_bytes=8000)
+    schedule = schedule_decode(shape, 6, EPUR, machine, between)
+    assert {policy.policy for policy in schedule.policies} == {"refetch"}
+    wanted = oracle_accesses.accesses_decode(shape, 6, EPUR, machine, between)
+    path = tmp_path / "t.h5"
+    agree(decoded(path, network_of(shape), 6, EPUR, machine, between, False), schedule, wanted)
+
+
 def test_a_refusal_comes_before_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,9 +287,18 @@ def test_outputs_keep_their_bits(tmp_path: Path, name: str) -> None:
     assert Trace.open(tmp_path / "t.h5") == probed.trace
 
 
-def schedule_shape() -> Any:
-    from epur_emu.network import LayerShape
+def test_a_batch_keeps_its_bits(tmp_path: Path) -> None:
+    net, rng = network_of(schedule_shape(), 5), np.random.default_rng(2)
+    x = [numbers(rng, steps, 21) for steps in (4, 9, 1)]
+    plain = emulate_batch(net, x, EPUR)
+    probed = emulate_batch(net, x, EPUR, events=tmp_path / "t.h5")
+    for a, b in zip(plain.outputs, probed.outputs, strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert Counter(log(probed.trace)) == Counter(log(plain.trace))
+    assert probed.trace.meta == plain.trace.meta
 
+
+def schedule_shape() -> Any:
     return (
         (LayerShape("0.f", 21, 18, True), LayerShape("0.b", 21, 18, True, True)),
         (LayerShape("1", 36, 33),),
