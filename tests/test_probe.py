@@ -322,6 +322,54 @@ def test_a_read_of_something_else_is_found(
     assert list(tmp_path.iterdir()) == []
 
 
+def ahead_in_place(item: Any) -> Any:
+    """The next pass's weights come to where this one's lie."""
+    if item.ahead is None:
+        return item
+    shape, given = item.ahead
+    return replace(item, ahead=(shape, replace(given, matrix=item.given[0].matrix)))
+
+
+def other_input(item: Any) -> Any:
+    given = item.given[0]
+    if given.source == "dram":
+        return item
+    return replace(item, given=(replace(given, source_address=given.source_address + 64),))
+
+
+def not_loaded(item: Any) -> Any:
+    return replace(item, given=tuple(replace(one, load=False) for one in item.given))
+
+
+FAULTS: list[tuple[Callable[[Any], Any], str, dict[str, Any]]] = [
+    (ahead_in_place, "epur", {"double_buffering": True}),
+    (ahead_in_place, "epur-batch", {"double_buffering": True}),
+    (other_input, "epur", {}),
+    (other_input, "epur-mwl", {}),
+    (other_input, "epur-tiled", {}),
+    (not_loaded, "epur", {}),
+    (not_loaded, "epur-batch", {}),
+]
+
+
+@pytest.mark.parametrize(("fault", "preset", "changes"), FAULTS)
+def test_faults_of_a_plan_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], preset: str,
+    changes: dict[str, Any],
+) -> None:  # fmt: skip
+    planned = probe._planned
+
+    def wrong(*args: Any) -> Any:
+        schedule, found = planned(*args)
+        return schedule, [fault(item) for item in found]
+
+    monkeypatch.setattr(probe, "_planned", wrong)
+    machine = replace(Accelerator.load(preset), **changes)
+    with pytest.raises(TraceError, match="something else"):
+        run(tmp_path / "t.h5", network_of(schedule_shape()), [9], EPUR, machine, False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_probe_keeps_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
