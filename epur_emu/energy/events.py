@@ -68,7 +68,10 @@ class Tally:
         """Take in a run of several memories, or one that may leave banks out."""
         for index, (start, bank, most) in enumerate(edges):
             end = edges[index + 1][0] if index + 1 < len(edges) else LIMIT + 1
-            first, stop = (min(count, max(0, -((low - edge) // step))) for edge in (start, end))
+            first, stop = (
+                min(count, max(0, -((low - edge) // step))) if step else count * (low < edge)
+                for edge in (start, end)
+            )
             if first == stop:
                 continue
             self.accesses[index, op, size] += stop - first
