@@ -518,8 +518,12 @@ class PackedPass:
 
     def state(self, values: npt.ArrayLike | None, what: Plain | LinearFormat) -> F32:
         """A new array: a state rounded and padded, or one state of zeros."""
+        if values is None:
+            return np.zeros(self.width, np.float32)
         cells = self.layer.cells
-        v = np.asarray(np.zeros(cells) if values is None else values, np.float32)
+        v = np.asarray(values, np.float32)
+        if cells == self.width and not isinstance(what, LinearFormat):
+            return round_to(v, unraising(what))
         out = np.zeros((*v.shape[:-1], self.width), np.float32)
         if isinstance(what, LinearFormat):
             out[..., :cells] = stored(

@@ -25,7 +25,7 @@ from epur_emu import (
 from epur_emu.arithmetic import arithmetic
 from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP16, MODES, FixedFormat, parse
-from epur_emu.passes import BLOCK, EVENTS, level_number, levels
+from epur_emu.passes import BLOCK, COUNTED, EVENTS, level_number, levels
 
 EPUR = ARITHMETICS["epur-fp16"]
 KEPT = EPUR.with_partial(FP16)
@@ -114,15 +114,17 @@ def test_every_level_equals_the_oracle_in_many_cases(case, a, order):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    passes(steps=3), arithmetics(), st.integers(0, 2**32 - 1),
-    st.sampled_from(levels()), st.integers(1, 2),
+    passes(steps=3), st.lists(st.integers(0, 5), max_size=3), arithmetics(),
+    st.integers(0, 2**32 - 1), st.sampled_from(levels()), st.integers(1, 2), st.booleans(),
 )  # fmt: skip
-def test_steps_of_several_states(case, a, index, level, threads):
-    """A decoder's step: N states are N sequences of one time step."""
+def test_steps_of_several_states(case, again, a, index, level, threads, count):
+    """A decoder's step: N states, some with equal inputs, are N sequences of one time step."""
+    if n := len(case.x):
+        case = replace(case, x=case.x[[*range(n), *(k % n for k in again)]])
     n = len(case.x)
     rng = np.random.default_rng(n)
     h, c = ((rng.normal(size=(n, case.layer.cells)) * 2).astype(np.float32) for _ in range(2))
-    run = engine(case.layer, a, "epur-mwl", level, threads=threads)
+    run = engine(case.layer, a, "epur-mwl", level, threads=threads, count=count)
     found_h, found_c = run.step(0, case.x, h, c, index)
     assert found_h.shape == found_c.shape == h.shape
     total = {place: [0, 0, 0] for place in counted(run)}
@@ -134,8 +136,24 @@ def test_steps_of_several_states(case, a, index, level, threads):
         for place, row in wanted.counts.items():
             once = place == "weight" and k  # rounded once for all
             total[place] = [x + y * (not once) for x, y in zip(total[place], row, strict=True)]
+            if not count and place in COUNTED[: COUNTED.index("mu")]:
+                total[place][EVENTS.index("underflow")] = 0
     if n:
         assert counted(run) == total
+
+
+@pytest.mark.parametrize("level", levels())
+def test_equal_inputs_of_a_step(level):
+    """They are multiplied once; other ones are not taken for them."""
+    case = usual(3, steps=3)
+    rng = np.random.default_rng(4)
+    x = case.x[[0, 1, 0, 2, 1, 1]]
+    x[3, :-1] = x[1, :-1]  # differs in its last element alone
+    h, c = (rng.normal(size=(len(x), case.layer.cells)).astype(np.float32) for _ in range(2))
+    found = engine(case.layer, EPUR, "epur", level, count=False).step(0, x, h, c)
+    for k in range(len(x)):
+        wanted = expected(Case(case.layer, x[k : k + 1], (h[k], c[k])), EPUR)
+        assert same_bits(found[0][k], wanted.h[0]) and same_bits(found[1][k], wanted.c)
 
 
 @settings(max_examples=40, deadline=None)

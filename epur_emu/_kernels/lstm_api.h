@@ -83,6 +83,7 @@ typedef struct {
  * columns, underflows: how many products with one vector are inexact below 2^normal, where exact ones are multiples of 2^least. W is
  *            stored as HALF. With AVX-512 only.
  * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
+ * extent, to_half: see `lanes.h`.
  * mu_general: the same.
  * int_values: values of the MU's format of integer sums (4, 16) times scales (4, 16); 0 likewise.
  * join:      recurrent sums INOUT (n, a multiple of 16) plus stored ones; 0 likewise.
@@ -99,7 +100,9 @@ typedef struct {
     int mu_general##suffix(const mu_tables *, ptrdiff_t block, const float *acc, float *c, float *h, uint32_t step_key,  \
                            seen *);                                                                                    \
     int int_values##suffix(const lanes *, const int32_t *acc, const float *scale, float *sums, seen *);                \
-    int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);
+    int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);                           \
+    int extent##suffix(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, float *least);                     \
+    int to_half##suffix(const float *v, float *to, ptrdiff_t count, int64_t *underflow);
 
 EPUR_DOT_API(_scalar)
 #if defined(__x86_64__)

@@ -60,11 +60,19 @@ static inline void blocked(const operand *o, const float *v, float *to, ptrdiff_
     }
 }
 
+static int is_half(const fmt *f) {
+    return f->kind == FLOAT && f->places == 10 && f->min_exp == -14 && f->overflow == TO_INFINITY && f->subnormal && f->max == 65504;
+}
+
 /* `count` values v to operands; codes stay codes where they are integers for the multiplier. */
 static void operands(const operand *o, const float *v, float *to, ptrdiff_t count, int level, int16_t *codes, seen *n) {
     switch (o->kind) {
     case AS_IT_IS: memcpy(to, v, (size_t)count * sizeof *to); return;
     case ROUNDED:
+        if (is_half(&o->format)) {
+            const ptrdiff_t whole = count & -16;
+            if (AT_LEVEL(level, to_half)(v, to, whole, &n->underflow)) v += whole, to += whole, count -= whole;
+        }
         for (ptrdiff_t k = 0; k < count; k++) to[k] = (float)rnd(v[k], &o->format, NEAREST_EVEN, 0, n);
         return;
     case BLOCKED: blocked(o, v, to, count, n); return;
@@ -91,6 +99,7 @@ typedef struct {
     int16_t *codes;
     uint8_t *chain, *general, *exact, *safely;
     uint32_t *keys;
+    ptrdiff_t *twin;
     float *copy, *anew;
     int32_t *own;
     void *integers;
@@ -112,6 +121,7 @@ static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
     r.copy = (float *)at, at += sums * sizeof *r.copy;
     r.anew = (float *)at, at += (sums + 16) * sizeof *r.anew;
     r.own = (int32_t *)at, at += (uintptr_t)p->groups * sums * sizeof *r.own;
+    r.twin = (ptrdiff_t *)at, at += count * sizeof *r.twin;
     r.keys = (uint32_t *)at, at += count * sizeof *r.keys;
     r.codes = (int16_t *)at, at += count * w * sizeof *r.codes;
     r.chain = (uint8_t *)at, at += count;
@@ -158,6 +168,16 @@ static void counted_chain(const pass *p, const group *q, int which, float *sums,
     }
 }
 
+/* Where vector v, of subs sub-vectors of x (subs, nv, 16), stands already among those before it that are taken; else v. */
+static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_t *take, ptrdiff_t v) {
+    for (ptrdiff_t u = 0; u < v; u++) {
+        ptrdiff_t s = 0;
+        while (take[u] && s < subs && !memcmp(x + (s * nv + u) * 16, x + (s * nv + v) * 16, 16 * sizeof *x)) s++;
+        if (s == subs) return u;
+    }
+    return v;
+}
+
 /* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
 static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, float *sums, int32_t *isums,
                 double *bound, const work *k) {
@@ -200,15 +220,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         }
         int any[4] = {0, 0, 0, 0}, exact_products = 1;
         for (ptrdiff_t v = 0; v < nv; v++) {
-            float top = 0, least = INFINITY;
-            int finite = 1;
-            for (ptrdiff_t s = 0; s < m->subs; s++)
-                for (int j = 0; j < 16; j++) {
-                    const float size = fabsf(r->x[(s * nv + v) * 16 + j]);
-                    finite &= size < INFINITY;
-                    top = size > top ? size : top;
-                    least = size > 0 && size < least ? size : least;
-                }
+            float top, least;
+            const int finite = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least);
             double *b = bound + v * p->groups + g;
             *b = finite ? *b + q->norm[which] * top : INFINITY;
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
@@ -225,8 +238,19 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             int64_t *underflow = p->counted && !exact_products ? &k->n[PRODUCT].underflow : NULL;
             if (underflow && m->store == HALF && p->level >= 2 && q->chain.product > 0)
                 counted_chain(p, q, which, sums, k);
-            else
+            else if (underflow || which || nv == 1)
                 AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, underflow);
+            else { /* equal inputs, as words of a beam often are, are multiplied once */
+                for (ptrdiff_t v = 0; v < nv; v++) {
+                    r->twin[v] = r->chain[v] ? twin(r->x, m->subs, nv, r->chain, v) : v;
+                    r->chain[v] &= r->twin[v] == v;
+                }
+                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, NULL);
+                for (ptrdiff_t v = 0; v < nv; v++)
+                    for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
+                        memcpy(sums + v * sum_pitch + q->order[at] * 16, sums + r->twin[v] * sum_pitch + q->order[at] * 16,
+                               16 * sizeof *sums);
+            }
         }
         if (any[BY_GENERAL])
             AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->general, nv,
