@@ -11,6 +11,7 @@ import numpy.typing as npt
 from epur_emu.errors import TraceError
 from epur_emu.streams import OPS, AccessStream
 from epur_emu.trace import Accesses
+from epur_emu.trace.accesses import Runs
 
 Longs = npt.NDArray[np.int64]
 
@@ -122,6 +123,32 @@ class Ranges:
         """Single accesses of one component."""
         write = chunk.op.astype(np.int64)
         return cls.of([cls(chunk.address, chunk.address + chunk.bytes, 1 - write, write)])
+
+    @classmethod
+    def of_runs(cls, runs: Runs) -> Ranges:
+        """Runs of one component, as `Trace.runs` gives them.
+
+        Raises
+        ------
+        TraceError
+            There are too many separate ranges.
+        """
+        cycle, address, size, count, by, wait, op = runs
+        if count is None or by is None or wait is None:
+            count, by = np.ones(len(op), np.int64), np.zeros(len(op), np.int64)
+            wait = by
+        reach, write = (count - 1) * by, op.astype(np.int64)
+        # Of a run without gaps each byte is accessed once, or as often as the run turns.
+        solid = (by == 0) | (abs(by) == size) | (count == 1)
+        times = np.where(by == 0, count, 1)
+        start, end = address + reach.clip(max=0), address + reach.clip(0) + size
+        columns = (start, end, times * (1 - write), times * write)
+        parts = [cls.of([cls(*(column[solid] for column in columns))])]
+        others = (column[~solid].tolist() for column in (op, size, address, cycle, count, by, wait))
+        for code, bytes_, first, begin, *loop in zip(*others, strict=True):
+            stream = AccessStream("events", OPS[code], bytes_, first, begin, (tuple(loop),))
+            parts.append(cls.of_stream(stream))
+        return cls.of(parts)
 
     def at(self, address: Longs) -> Longs:
         """Which range holds each address; -1 for none."""
