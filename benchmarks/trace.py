@@ -19,17 +19,20 @@ import numpy as np  # noqa: E402
 
 from epur_emu.accelerator import Accelerator  # noqa: E402
 from epur_emu.arithmetic import ARITHMETICS  # noqa: E402
-from epur_emu.dataflow import schedule_sequence  # noqa: E402
+from epur_emu.dataflow import DATAFLOWS, dataflow_of, schedule_sequence  # noqa: E402
 from epur_emu.emulator import Engine, trace_of  # noqa: E402
 from epur_emu.network import LayerShape, LstmLayer, Network  # noqa: E402
-from epur_emu.probe import probe_sequence  # noqa: E402
+from epur_emu.probe import probe_sequences  # noqa: E402
 from epur_emu.trace import Trace  # noqa: E402
 from epur_emu.trace.exporters import export  # noqa: E402
 
 EPUR = ARITHMETICS["epur-fp16"]
 
-#: Inputs, cells, peepholes and steps: a pass of EESEN and one of GMAT.
-CASES = {"640 x 320": (640, 320, True, 100), "1024 x 1024": (1024, 1024, False, 25)}
+#: Inputs, cells, peepholes and steps: a pass of EESEN, one of GMAT, and a small one.
+CASES = {
+    "640 x 320": (640, 320, True, 100), "1024 x 1024": (1024, 1024, False, 25),
+    "128 x 128": (128, 128, False, 1000),
+}  # fmt: skip
 
 
 #: Layers of passes: EESEN, of 300 to 700 frames, and GMAT, of 50 to 100 words.
@@ -108,7 +111,9 @@ def measure(rounds: int, python: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case, (inputs, cells, peepholes, steps) in CASES.items():
-            rows += traced(folder, case, network(one(inputs, cells, peepholes)), steps, rounds)
+            net = network(one(inputs, cells, peepholes))
+            for accelerator in DATAFLOWS:
+                rows += traced(folder, case, net, steps, accelerator, rounds)
         single = network(one(640, 320, True))
         for steps in LENGTHS:
             rows += shares(folder, f"640 x 320, {steps} steps", single, steps, rounds)
@@ -161,12 +166,12 @@ def shares(
 
 
 def traced(
-    folder: Path, case: str, net: Network, steps: int, rounds: int
+    folder: Path, case: str, net: Network, steps: int, name: str, rounds: int
 ) -> list[dict[str, Any]]:
     """Emulation with traces beside the same without."""
-    accelerator = Accelerator.load("epur")
+    accelerator = Accelerator.load(name)
     x = np.random.default_rng(2).standard_normal((steps, net.layers[0][0].inputs), np.float32)
-    engine, path = Engine(net, EPUR), folder / "t.h5"
+    engine, path = Engine(net, EPUR, dataflow_of(accelerator).rounds, {"0": 30.0}), folder / "t.h5"
     outputs = engine.sequence(x)
 
     def streams() -> None:
@@ -176,18 +181,18 @@ def traced(
     def events() -> None:
         layers = engine.sequence(x)
         assert layers[-1].tobytes() == outputs[-1].tobytes()
-        probe_sequence(path, net, x, layers, None, EPUR, accelerator, {})
+        probe_sequences(path, net, [x], [layers], None, EPUR, accelerator, {})
 
     sides = {"plain": partial(engine.sequence, x), "streams": streams, "events": events}
     seconds = in_turn(sides, rounds)
     trace = Trace.open(path)
     count, per_access = trace.count(), path.stat().st_size / trace.count()
-    assert count == scheduled(net.shape, steps, "epur").count()
+    assert count == scheduled(net.shape, steps, name).count()
     rates = {side: count / took / 1e6 for side, took in seconds.items()}
     return [
-        row(f"{mode}, {case}", rates[mode], rates["plain"], "no trace", "M/s")
+        row(f"{mode}, {case}, {name}", rates[mode], rates["plain"], "no trace", "M/s")
         for mode in ("streams", "events")
-    ] + [row(f"events on disk, {case}", per_access, 1.0, "1 byte", "B/access")]
+    ] + [row(f"events on disk, {case}, {name}", 1e3 * per_access, 2e3, "2 B/access", "B/1000")]
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP32, FloatFormat, Format, LinearFormat
 from epur_emu.network import GATES, LstmLayer, Network
 from epur_emu.passes import COUNTED, EVENTS, LANES, PackedPass, level_number
-from epur_emu.probe import check_probe, probe_sequence
+from epur_emu.probe import check_probe, probe_sequences
 from epur_emu.rounding import calibration, round_to
 from epur_emu.trace import Trace
 from epur_emu.version import __version__
@@ -557,13 +557,14 @@ def emulate(
     given = initial is not None
     schedule = schedule_sequence(network.shape, steps, arithmetic, accelerator, given)
     if events is not None:
-        check_probe(network, steps, arithmetic, accelerator, given)
+        check_probe(accelerator)
     layers = engine.sequence(inputs, initial)
     trace = trace_of([schedule], [network], [steps], arithmetic, accelerator)
     if events is not None:
-        trace = probe_sequence(
-            events, network, inputs, layers, initial, arithmetic, accelerator, trace.meta
-        )
+        trace = probe_sequences(
+            events, network, [inputs], [layers], [initial] if initial is not None else None,
+            arithmetic, accelerator, trace.meta,
+        )  # fmt: skip
     return Result(
         layers[-1], tuple(layers), trace, schedule.cycles, tuple(engine.stats.values()),
         schedule.timing, schedule.policies,
@@ -579,6 +580,7 @@ def emulate_batch(
     level: str | None = None,
     check_finite: bool = True,
     threads: int = 1,
+    events: str | os.PathLike[str] | None = None,
 ) -> BatchResult:
     """Run several sequences that share each fetch of the weights; each one's bits are those it has alone.
 
@@ -592,6 +594,8 @@ def emulate_batch(
         The preset ``epur-batch`` by default.
     alpha, level, check_finite, threads
         As for `Engine`.
+    events : path-like, optional
+        As for `emulate`.
 
     Raises
     ------
@@ -605,8 +609,14 @@ def emulate_batch(
     )  # fmt: skip
     lengths = [len(np.asarray(x)) for x in inputs]
     schedule = schedule_batch(network.shape, lengths, arithmetic, accelerator)
+    if events is not None:
+        check_probe(accelerator)
     layers = tuple(tuple(found) for found in engine.sequences(inputs))
     trace = trace_of([schedule], [network], [lengths], arithmetic, accelerator)
+    if events is not None:
+        trace = probe_sequences(
+            events, network, inputs, layers, None, arithmetic, accelerator, trace.meta
+        )
     return BatchResult(
         tuple(found[-1] for found in layers), layers, trace, schedule.cycles,
         tuple(engine.stats.values()), schedule.timing, schedule.policies,

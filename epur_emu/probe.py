@@ -1,4 +1,4 @@
-"""Probe mode: the network's accesses performed one by one on models of the memories, each logged as it happens.
+"""Probe mode: a run's accesses performed one by one on models of the memories, each logged as it happens.
 
 The walk follows the hardware's order by loops of its own (``_kernels/probe.h``); of a schedule it takes
 places and the cycles in which passes begin. What its reads deliver is compared with the operands of the
@@ -8,9 +8,10 @@ arithmetic.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from queue import Queue
 from threading import Thread
 from typing import Any
@@ -22,10 +23,10 @@ from tqdm import tqdm
 from epur_emu._kernels.probe import Log, Walk
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
-from epur_emu.dataflow import Schedule, epur, mu, mwl
+from epur_emu.dataflow import Schedule, batch, decode, epur, mu, mwl, tiled
 from epur_emu.dataflow.layout import Builder, Given, Machine, Run
-from epur_emu.dataflow.regions import row_bursts, sequence
-from epur_emu.dataflow.stored import matrix_bytes
+from epur_emu.dataflow.regions import Order, row_bursts, sequence, state_bursts
+from epur_emu.dataflow.stored import matrix_bytes, rows_kept, rows_that_fit
 from epur_emu.errors import AcceleratorError, TraceError
 from epur_emu.network import GATES, LayerShape, Network
 from epur_emu.streams import Phase
@@ -33,11 +34,14 @@ from epur_emu.trace import EventWriter, Trace
 from epur_emu.trace.accesses import Runs
 
 F32 = npt.NDArray[np.float32]
+#: Initial (h, c) of each pass.
+States = Sequence[tuple[F32, F32]]
 
 #: Rows that are handed to the writer at once.
 ENOUGH = 1 << 15
 
 _INITIAL = ("zero", "dram", "intermediate")
+_SOURCES = ("dram", "intermediate", "spilled")
 
 
 class _Recorder:
@@ -45,7 +49,7 @@ class _Recorder:
 
     def __init__(self, writer: EventWriter, log: Log) -> None:
         self._writer, self.log = writer, log
-        self._late = np.empty((0, 8), np.int64)
+        self._late = np.empty((0, 11), np.int64)
         self._queue: Queue[list[tuple[int, Runs]] | None] = Queue(2)
         self._failed: BaseException | None = None
         self._thread = Thread(target=self._write, daemon=True)
@@ -72,7 +76,8 @@ class _Recorder:
         parts: list[tuple[int, Runs]] = []
         for component in np.unique(rows[:, 0]).tolist():
             own = rows[rows[:, 0] == component].T.copy()
-            parts.append((component, (*own[1:7], own[7].astype(np.uint8))))
+            op, (count, by, wait) = own[4].astype(np.uint8), own[5:].reshape(3, 2, -1)
+            parts.append((component, Runs(own[1], own[2], own[3], op, count, by, wait)))
         self._queue.put(parts)
 
     def close(self) -> None:
@@ -81,192 +86,323 @@ class _Recorder:
         self._thread.join()
 
 
-class Probe:
-    """Walks the passes of one sequence.
+@dataclass(frozen=True)
+class _Pass:
+    """A pass of a plan.
 
     Parameters
     ----------
-    network : Network
-    arithmetic : Arithmetic
-    accelerator : Accelerator
+    way : {"epur", "mwl", "tiled"}
+        How it is walked.
+    shape : LayerShape
+    given : tuple of Given
+        Of each sequence.
+    direction : int
+        Its number in its layer.
+    ahead : (LayerShape, Given), optional
+        A pass whose weights come meanwhile.
+    period : int
+        Cycles from one repetition to the next, when decoding.
     """
 
-    def __init__(self, network: Network, arithmetic: Arithmetic, accelerator: Accelerator) -> None:
-        if accelerator.dataflow not in WALKS:
-            raise AcceleratorError(
-                accelerator.name, "dataflow", f"is {accelerator.dataflow!r}, which can't be probed",
-                f"use one of {', '.join(WALKS)}, or trace mode streams",
-            )  # fmt: skip
-        self.network, self.arithmetic, self.accelerator = network, arithmetic, accelerator
-        self.machine = Machine(accelerator, arithmetic, network.shape)
-        self.components = self.machine.components()
-        self.log = Log(len(self.components))
-        size = accelerator.weight_buffer_bytes // accelerator.width + 1
-        self.held = np.zeros((4, size), np.uint32)
-        self.tag = 1
+    way: str
+    shape: LayerShape
+    given: tuple[Given, ...]
+    direction: int = 0
+    ahead: tuple[LayerShape, Given] | None = None
+    period: int = 0
 
-    def numbers(self, shape: LayerShape, given: Given) -> dict[str, Any]:
-        """What both orders have in common of the kernel's integers."""
-        m, own, a = self.machine, self.machine.of(shape), self.accelerator
-        place = {c.name: n for n, c in enumerate(self.components)}
+
+@dataclass(frozen=True)
+class _Member:
+    """What a sequence brings to a pass; see `Walk`."""
+
+    source: F32
+    operands: F32
+    values: F32
+    h: F32
+    spilled: F32 | None = None
+
+
+@dataclass
+class Probe:
+    """Walks the passes of one run.
+
+    Parameters
+    ----------
+    machine : Machine
+    shape : tuple of tuple of LayerShape
+    log : Log
+    recorder : _Recorder
+    bar : progress bar
+    """
+
+    machine: Machine
+    shape: tuple[tuple[LayerShape, ...], ...]
+    log: Log
+    recorder: _Recorder
+    bar: Any
+
+    def __post_init__(self) -> None:
+        m, a = self.machine, self.machine.accelerator
+        self._place = {c.name: n for n, c in enumerate(m.components())}
+        self._held = np.zeros((4, a.weight_buffer_bytes // a.width + 1), np.uint32)
+        #: By pass, numbers of the first units of its weights, and of W_x alone where it lies apart.
+        self._tags: dict[str, tuple[int, int]] = {}
+        tag = 1
+        for shape in (p for layer in self.shape for p in layer):
+            own = m.of(shape)
+            unit = max(own.sw.values()) // a.width
+            self._tags[shape.name] = tag, tag + shape.cells * own.nh * unit
+            tag += shape.cells * (own.nx + own.nh) * unit
+
+    def walk(
+        self, shape: LayerShape, given: Sequence[Given], members: Sequence[_Member], out: F32,
+        x_base: int = 0, **special: Any,
+    ) -> Walk:  # fmt: skip
+        """A pass on fresh input and row buffers; `special` numbers replace the usual ones."""
+        m, own, a, head = self.machine, self.machine.of(shape), self.machine.accelerator, given[0]
         t = mu.timeline(a, shape.peepholes)
-        in_dram = given.source == "dram"
-        pitch = m.bursts(own.nx * m.sx) * m.burst if in_dram else own.nx * m.sy
-        return {
+        in_dram = head.source == "dram"
+        tag, tag_x = self._tags[shape.name]
+        stored = special.pop("stored", 1)
+        numbers = {
             "width": a.width, "burst": m.burst, "capacity": a.weight_buffer_bytes,
-            "cells": shape.cells, "inputs": shape.inputs, "steps": given.steps,
-            "nx": own.nx, "nh": own.nh, "xe": m.xe, "ye": m.ye, "ce": own.ce,
-            "sx": m.sx, "sy": m.sy, "sc": own.sc,
+            "cells": shape.cells, "inputs": shape.inputs, "nx": own.nx, "nh": own.nh,
+            "xe": m.xe, "ye": m.ye, "ce": own.ce, "sx": m.sx, "sy": m.sy, "sc": own.sc,
             **{key: [getattr(own, key)[q] for q in GATES] for key in ("sw", "sb", "be", "pe")},
-            "weights": [place[f"cu.{q}.weights"] for q in GATES],
-            "inputs_of": [place[f"cu.{q}.inputs"] for q in GATES],
-            "row_of": [place.get(f"cu.{q}.row", -1) for q in GATES],
-            "mid": place["intermediate"], "dram": place["dram"],
-            "reverse": shape.reverse, "peepholes": shape.peepholes, "load": 1,
-            "initial": _INITIAL.index(given.initial), "matrix": [0] * 4, "bank": [0] * 4,
-            "rows": given.dram_weights, "params": 0, "x": given.source_address, "x_pitch": pitch,
-            "x_sub": m.sx if in_dram else m.sy, "x_dram": in_dram,
-            "y": given.out_address, "y_pitch": given.pitch, "y_base": given.half_address,
-            "state": given.state_address, "kept": -1, "partials": 0, "dpu": a.dpu_latency,
-            "add": a.add_cycles, "link": a.link_cycles,
-            "quantise": a.quantise_cycles if own.quantised else 0,
-            "lookup": a.lookup_cycles if own.quantised else 0,
-            "p": t.p, "tm": t.tm, "tc": t.tc, "z": t.z, "pace": 0, "tag": self.tag,
+            "weights": [self._place[f"cu.{q}.weights"] for q in GATES],
+            "inputs_of": [self._place[f"cu.{q}.inputs"] for q in GATES],
+            "row_of": [self._place.get(f"cu.{q}.row", -1) for q in GATES],
+            "mid": self._place["intermediate"], "dram": self._place["dram"],
+            "reverse": shape.reverse, "peepholes": shape.peepholes, "load": head.load,
+            "initial": _INITIAL.index(head.initial),
+            "matrix": [head.matrix[q] for q in GATES], "bank": [head.bank[q] for q in GATES],
+            "rows": head.dram_weights, "params": head.dram_weights + epur.rows_bytes(m, shape),
+            "x_from": _SOURCES.index(head.source), "x_base": x_base,
+            "x_pitch": m.bursts(own.nx * m.sx) * m.burst if in_dram else own.nx * m.sy,
+            "x_sub": m.sx if in_dram else m.sy, "y_pitch": head.pitch,
+            "y_base": head.half_address, "kept": -1, "partials": 0,
+            "dpu": a.dpu_latency, "add": 0, "link": a.link_cycles, "quantise": 0, "lookup": 0,
+            "p": t.p, "tm": t.tm, "tc": t.tc, "z": t.z, "tag": tag, "tag_x": tag_x,
+            "share": a.accumulators, "region": epur.vector_bytes(m, shape), "stay": shape.cells,
+            "cell_at": 0,
         }  # fmt: skip
+        elements = (own.nx + 2 * own.nh) * a.width
+        found = []
+        for each, one in zip(given, members, strict=False):
+            spilled = each.spill is not None
+            found.append((
+                each.steps, special.get("x", each.source_address),
+                head.half_address if spilled else each.out_address, each.state_address,
+                each.spill or 0, one.source, one.operands, one.values, self.padded(one.h),
+                one.spilled, np.zeros(elements, np.float32), np.zeros(elements, np.uint8),
+            ))  # fmt: skip
+        before = [p for p in self._before(shape) if head.parts]
+        parts = [(at, p.cells, subs) for p, (at, subs) in zip(before, head.parts, strict=True)]
+        rows = np.zeros((4, a.row_buffer_bytes // a.width + 1), np.uint32)
+        return Walk(
+            self.log, numbers | special, found, out, self._held, rows, np.zeros(stored, np.uint8),
+            np.array(parts, np.int64).reshape(-1, 3),
+        )  # fmt: skip
 
-    def walk(self, numbers: Mapping[str, Any], source: F32, out: F32, values: F32) -> Walk:
-        """A pass on fresh input and row buffers."""
-        width, nx, nh = numbers["width"], numbers["nx"], numbers["nh"]
-        self.tag += numbers["cells"] * (nx + nh)
-        buffers = np.zeros((4, (nx + 2 * nh) * width), np.float32)
-        latches = np.zeros((4, (nx + nh) * width), np.float32)
-        rows = np.zeros((4, self.accelerator.row_buffer_bytes // width + 1), np.uint32)
-        stored = np.zeros(max(1, values.size * 4), np.uint8)
-        return Walk(self.log, numbers, source, out, buffers, latches, self.held, rows, stored, values)
+    def _before(self, shape: LayerShape) -> tuple[LayerShape, ...]:
+        """The passes of the layer before."""
+        (number,) = (n for n, layer in enumerate(self.shape) if shape in layer)
+        return self.shape[number - 1] if number else ()
 
     def padded(self, vector: F32) -> F32:
         """A vector, or rows, in whole sub-vectors."""
-        width = -(-vector.shape[-1] // self.accelerator.width) * self.accelerator.width
+        width = self.machine.subs(vector.shape[-1]) * self.machine.accelerator.width
         out = np.zeros((*vector.shape[:-1], width), np.float32)
         out[..., : vector.shape[-1]] = vector
         return out
 
+    def check(self, shape: LayerShape, walk: Walk) -> None:
+        """Raise `TraceError` if a read found something else than the arithmetic took."""
+        if walk.wrong:
+            raise TraceError(
+                "probe", shape.name, f"has {walk.wrong} reads of something else than the operands",
+                "report it: this is a fault of the dataflow",
+            )  # fmt: skip
+        self.bar.update(self.log.accesses - self.bar.n)
 
-def _state_cycles(probe: Probe, shape: LayerShape, given: Given, bursts: int) -> int:
-    """Cycles until parameters of so many bursts and the initial state are there."""
-    m, own = probe.machine, probe.machine.of(shape)
-    if given.initial == "dram":
-        bursts += m.bursts(own.nh * m.sx) + m.bursts(own.nh * own.sc)
-    waits = {"zero": own.nh, "dram": 0, "intermediate": 2 * own.nh}
-    return max(m.channel(bursts), waits[given.initial])
+    def run(
+        self, item: _Pass, members: Sequence[_Member], out: F32, x_base: int, **special: Any
+    ) -> int:
+        """Walk a pass; returns when it ends."""
+        self.recorder.reached(item.given[0].cycle)
+        how = self._epur if item.way == "epur" else self._stored
+        return how(item, members, out, x_base, **special)
+
+    def _epur(
+        self, item: _Pass, members: Sequence[_Member], out: F32, x_base: int, **special: Any
+    ) -> int:
+        m, a, shape, given = self.machine, self.machine.accelerator, item.shape, item.given
+        own, head, z = m.of(shape), given[0], mu.timeline(a, shape.peepholes).z
+        n, cells = own.nx + own.nh, shape.cells
+        walk = self.walk(shape, given, members, out, x_base, **special)
+        bursts = walk.parameters(head.cycle) if head.load else 0
+        waits = {"zero": len(given) * own.nh, "dram": 0, "intermediate": 2 * own.nh}
+        for number in range(len(given)):
+            cycle, moved = head.cycle, bursts + number * state_bursts(m, shape)
+            if head.initial != "dram":
+                cycle += number * own.nh
+            walk.state(number, cycle, moved, own.nx * m.sx, (own.nx + 2 * own.nh) * m.sx)
+        if head.initial == "dram":
+            bursts += len(given) * state_bursts(m, shape)
+        loaded = head.cycle + max(m.channel(bursts), waits[head.initial])
+        pace, start = len(given) * n, loaded
+        if head.load:
+            pace = max(pace, m.channel(sum(row_bursts(m, shape, n))))
+            start += pace
+        elif item.ahead:
+            self._prefetch(item.ahead, out)
+        end = head.cycle
+
+        def size(number: int, left: int) -> int:
+            """Of the group in which a sequence shares weights."""
+            share = a.accumulators
+            return min(share, left - number // share * share)
+
+        for t in range(head.steps):
+            left, then = (sum(each.steps > step for each in given) for step in (t, t + 1))
+            every = left * n if t else pace
+            end = max(end, walk.epur(t, left, start, every, loaded) + 1)
+            if t == 0 and head.load and item.ahead:
+                self._prefetch(item.ahead, out)
+            tails = (
+                (n - 1) * size(k, left) + a.dpu_latency + z + 1 - own.nx * size(k, then) - left * n
+                for k in range(then)
+            )
+            start += (cells - 1) * every + left * n + max(0, 0, *tails)
+            self.recorder.reached(min(start, end) if then == 0 else start)
+        self.check(shape, walk)
+        return end if head.spill is None else end + m.channel(m.bursts(own.nh * m.sy))
+
+    def _prefetch(self, ahead: tuple[LayerShape, Given], out: F32) -> None:
+        m, (shape, given) = self.machine, ahead
+        n = m.of(shape).nx + m.of(shape).nh
+        walk = self.walk(shape, [given], [], out)
+        begin = given.cycle + m.channel(walk.parameters(given.cycle))
+        walk.prefetch(begin, m.channel(sum(row_bursts(m, shape, n))))
+
+    def _stored(self, item: _Pass, members: Sequence[_Member], out: F32, x_base: int) -> int:
+        """MWL's order, or tiles: stretches of a forward and a recurrent part."""
+        m, a, shape, (given,) = self.machine, self.machine.accelerator, item.shape, item.given
+        own, steps, cells, tiles = m.of(shape), given.steps, shape.cells, item.way == "tiled"
+        rows = [row_bursts(m, shape, subs) for subs in (own.nx, own.nh)]
+        matrices = sum(matrix_bytes(m, shape, subs) for subs in (own.nx, own.nh))
+        sums = [(own.ae if tiles else own.pe)[q] for q in GATES]
+        longest = min(steps, (m.half - steps * given.pitch) // (cells * sum(sums)))
+        stay, both = rows_kept(m, shape), longest < steps or tiles
+        h_subs = max(own.nx, own.nh) if both else own.nh
+        special: dict[str, Any] = {
+            "pe": sums, "stay": stay, "cell_at": h_subs * m.sx, "params": given.dram_weights + matrices,
+            "partials": given.half_address + steps * given.pitch, "stored": longest * cells * 4,
+        }  # fmt: skip
+        quantised = own.quantised and not tiles
+        add = 0 if tiles else a.add_cycles
+        quantise, lookup = (c if quantised else 0 for c in (a.quantise_cycles, a.lookup_cycles))
+        special |= {"add": add, "quantise": quantise, "lookup": lookup}
+        staged = given.source == "dram"
+        if staged:
+            special |= {"x": 0, "x_pitch": own.nx * m.sx, "x_from": _SOURCES.index("intermediate")}
+        walk = self.walk(shape, [given], members, out, x_base, **special)
+        begin = given.cycle + m.channel(walk.parameters(given.cycle))
+        if staged and item.direction == 0:
+            size = own.nx * m.sx
+            row, wait = m.bursts(size) * m.burst, m.channel(m.bursts(size))
+            for t in range(steps):
+                walk.stage(begin, given.source_address + t * row, size, t * size)
+                begin += wait
+        turn = max(own.nh, m.channel(sum(rows[1])))
+        tail = a.dpu_latency + lookup + add + mu.timeline(a, shape.peepholes).z
+        for first in range(0, steps, longest):
+            span = min(longest, steps - first)
+            low = steps - first - span if shape.reverse else first
+            if tiles:
+                walk.stretch(first, span, low, max(own.nx, m.channel(sum(rows[0]))))
+                size = min(cells, rows_that_fit(m, shape, own.nx))
+                for k in range(0, cells, size):
+                    self.recorder.reached(begin)
+                    begin = walk.tile(k, min(size, cells - k), begin)
+            else:
+                moved = sum(rows[0]) + (0 if first else sum(rows[1]))
+                pace = max(span * own.nx, m.channel(moved))
+                walk.stretch(first, span, low, pace)
+                for k in range(cells):
+                    self.recorder.reached(begin + k * pace)
+                    walk.forward(k, begin + k * pace)
+                begin += (cells + 1) * pace
+            start = begin + a.dpu_latency + quantise
+            self.recorder.reached(begin)
+            if first == 0:
+                bursts = state_bursts(m, shape) if given.initial == "dram" else 0
+                walk.state(0, start, 0, 0, h_subs * m.sx)
+                start += max(m.channel(bursts), 0 if bursts else own.nh)
+            for t in range(first, first + span):
+                here = 0 if tiles and t == first else stay
+                begin = walk.recurrent(t, start, here, turn, tiles) + 1
+                late = cells - here
+                start += here * own.nh + (late * turn + own.nh if late else 0) + tail
+                self.recorder.reached(min(start, begin))
+        self.check(shape, walk)
+        return begin
+
+    def store(self, item: _Pass, out: F32, cycle: int, source: int, size: int, dram: int) -> int:
+        """Walk a store of outputs; returns the cycle after."""
+        self.recorder.reached(cycle)
+        self.walk(item.shape, item.given, [], out).store(cycle, source, size, dram)
+        self.bar.update(self.log.accesses - self.bar.n)
+        return cycle + self.machine.channel(self.machine.bursts(size))
 
 
-def _walk_epur(
-    probe: Probe, recorder: _Recorder, shape: LayerShape, given: Given, direction: int, x: F32,
-    source: F32, out: F32, values: F32, h: F32,
-) -> tuple[int, int]:  # fmt: skip
-    m, own = probe.machine, probe.machine.of(shape)
-    n = own.nx + own.nh
-    numbers = probe.numbers(shape, given)
-    numbers["params"] = given.dram_weights + epur.rows_bytes(m, shape)
-    pace = numbers["pace"] = max(n, m.channel(sum(row_bursts(m, shape, n))))
-    walk = probe.walk(numbers, source, out, values)
-    bursts = walk.parameters(given.cycle)
-    walk.state(given.cycle, bursts, own.nx * m.sx, (own.nx + 2 * own.nh) * m.sx, probe.padded(h))
-    loaded = given.cycle + _state_cycles(probe, shape, given, bursts)
-    start = loaded + pace
-    tail = max(0, numbers["dpu"] + numbers["z"] - own.nx)
-    last = 0
-    for t in range(given.steps):
-        true_t = given.steps - 1 - t if shape.reverse else t
-        last = walk.epur(t, start, loaded, x[true_t], h)
-        h = values[true_t]
-        start += (shape.cells - 1) * (n if t else pace) + n + tail
-        recorder.reached(start)
-    return last + 1, walk.wrong
+#: By dataflow, how its passes are walked, and their order.
+WALKS: dict[str, tuple[str, Order]] = {
+    "epur": ("epur", epur.ORDER),
+    "epur-mwl": ("mwl", mwl.ORDER),
+    "epur-batch": ("epur", epur.ORDER),
+    "epur-tiled": ("tiled", tiled.ORDER),
+}
 
 
-def _walk_mwl(
-    probe: Probe, recorder: _Recorder, shape: LayerShape, given: Given, direction: int, x: F32,
-    source: F32, out: F32, values: F32, h: F32,
-) -> tuple[int, int]:  # fmt: skip
-    m, own = probe.machine, probe.machine.of(shape)
-    numbers = probe.numbers(shape, given)
-    staged = given.source == "dram"
-    if staged:
-        numbers |= {"x": 0, "x_pitch": own.nx * m.sx, "x_dram": 0}
-    rows = [row_bursts(m, shape, subs) for subs in (own.nx, own.nh)]
-    pace = numbers["pace"] = max(given.steps * own.nx, m.channel(sum(rows[0]) + sum(rows[1])))
-    matrices = sum(matrix_bytes(m, shape, subs) for subs in (own.nx, own.nh))
-    numbers["params"] = given.dram_weights + matrices
-    numbers["partials"] = given.half_address + given.steps * given.pitch
-    walk = probe.walk(numbers, source, out, values)
-    begin = given.cycle + m.channel(walk.parameters(given.cycle))
-    if staged and direction == 0:
-        size = own.nx * m.sx
-        row, wait = m.bursts(size) * m.burst, m.channel(m.bursts(size))
-        for t in range(given.steps):
-            walk.stage(begin, given.source_address + t * row, size, t * size)
-            begin += wait
-    for k in range(shape.cells):
-        recorder.reached(begin + k * pace)
-        walk.forward(k, begin + k * pace, x)
-    start = begin + (shape.cells + 1) * pace + numbers["dpu"] + numbers["quantise"]
-    recorder.reached(start)
-    walk.state(start, 0, 0, own.nh * m.sx, probe.padded(h))
-    start += _state_cycles(probe, shape, given, 0)
-    tail = numbers["dpu"] + numbers["lookup"] + numbers["add"] + numbers["z"]
-    last = 0
-    for t in range(given.steps):
-        true_t = given.steps - 1 - t if shape.reverse else t
-        last = walk.recurrent(t, start, h)
-        h = values[true_t]
-        start += shape.cells * own.nh + tail
-        recorder.reached(start)
-    return last + 1, walk.wrong
+def check_probe(accelerator: Accelerator) -> None:
+    """Raise `AcceleratorError` if an accelerator's dataflow can't be probed."""
+    if accelerator.dataflow not in WALKS:
+        raise AcceleratorError(
+            accelerator.name, "dataflow", f"is {accelerator.dataflow!r}, which can't be probed",
+            f"use one of {', '.join(WALKS)}, or trace mode streams",
+        )  # fmt: skip
 
 
-#: By dataflow, the order of its passes and how they are walked.
-WALKS = {"epur": (epur.ORDER, _walk_epur), "epur-mwl": (mwl.ORDER, _walk_mwl)}
-
-
-def check_probe(
-    network: Network, steps: int, arithmetic: Arithmetic, accelerator: Accelerator, given: bool
-) -> None:
-    """Raise `AcceleratorError` if a sequence of so many steps can't be probed.
-
-    `given` tells whether the initial states are given.
-    """
-    Probe(network, arithmetic, accelerator)
-    _planned(network, steps, arithmetic, accelerator, given)
-
-
-def probe_sequence(
+def probe_sequences(
     path: str | os.PathLike[str],
     network: Network,
-    inputs: npt.ArrayLike,
-    layers: Sequence[F32],
-    initial: Sequence[tuple[F32, F32]] | None,
+    inputs: Sequence[npt.ArrayLike],
+    layers: Sequence[Sequence[F32]],
+    initial: Sequence[States] | None,
     arithmetic: Arithmetic,
     accelerator: Accelerator,
-    meta: Mapping[str, Any],
+    meta: dict[str, Any],
     progress: bool = False,
 ) -> Trace:
-    """Log every access of an evaluated sequence to a file, and check what the accesses delivered.
+    """Log every access of evaluated sequences to a file, and check what the accesses delivered.
 
     Parameters
     ----------
     path : path-like
         An interruption leaves ``<path>.partial``, marked incomplete.
     network : Network
-    inputs : float array of shape (T, I)
-    layers : sequence of float32 arrays of shape (T, width)
-        Each layer's outputs, as the arithmetic gave them.
-    initial : sequence of (h, c), optional
-        Initial state of each pass; zero by default.
+    inputs : sequence of float arrays of shape (T, I)
+        One, or several where the dataflow takes batches.
+    layers : sequence of sequences of float32 arrays of shape (T, width)
+        By sequence, each layer's outputs, as the arithmetic gave them.
+    initial : sequence of sequences of (h, c), optional
+        By sequence, initial state of each pass; zero by default.
     arithmetic : Arithmetic
     accelerator : Accelerator
-    meta : mapping
+    meta : dict
         What made the trace.
     progress : bool
         Whether to show a bar on the standard error stream.
@@ -279,99 +415,227 @@ def probe_sequence(
         The file can't be written; or a read found something else than the arithmetic took, which is
         a fault of the dataflow.
     """
-    probe = Probe(network, arithmetic, accelerator)
-    x = np.ascontiguousarray(inputs, np.float32)
-    schedule, found = _planned(network, len(x), arithmetic, accelerator, initial is not None)
+    check_probe(accelerator)
+    m = Machine(accelerator, arithmetic, network.shape)
+    x = [np.ascontiguousarray(one, np.float32) for one in inputs]
+    schedule, found = _planned(m, network.shape, [len(one) for one in x], initial is not None)
+
+    def walk(probe: Probe) -> bool:
+        return _walk_sequences(probe, found, schedule, x, layers, initial)
+
+    return _written(path, network, m, schedule, meta, progress, walk)
+
+
+def probe_decode(
+    path: str | os.PathLike[str],
+    network: Network,
+    inputs: Sequence[npt.ArrayLike],
+    layers: Sequence[F32],
+    initial: States | None,
+    arithmetic: Arithmetic,
+    accelerator: Accelerator,
+    meta: dict[str, Any],
+    progress: bool = False,
+    between: bool = False,
+) -> Trace:
+    """The same of time steps that were decoded one by one; see `probe_sequences`.
+
+    Parameters
+    ----------
+    inputs : sequence of float arrays of shape (T, I)
+        What the host gave: the first layer's inputs; all layers' if it computes between them.
+    layers : sequence of float32 arrays of shape (T, H)
+        Each layer's outputs.
+    initial : sequence of (h, c), optional
+        Initial state of each layer.
+    between : bool
+        Whether the host computes between the layers.
+    """
+    m = Machine(accelerator, arithmetic, network.shape)
+    x = [np.ascontiguousarray(one, np.float32) for one in inputs]
+    found: list[_Pass] = []
+
+    def noting(b: Builder, shape: LayerShape, given: Given, *saved: Any) -> Run:
+        found.append(_Pass("epur", shape, (given,), period=b.repeat[1]))
+        return epur.run_pass(b, shape, given, *saved)
+
+    schedule = decode.schedule(
+        network.shape, len(x[0]), m, between, initial is not None, 0, 0, noting
+    )
+
+    def walk(probe: Probe) -> bool:
+        return _walk_decode(probe, found, schedule, x, layers, initial, between)
+
+    return _written(path, network, m, schedule, meta, progress, walk)
+
+
+def _written(
+    path: str | os.PathLike[str], network: Network, m: Machine, schedule: Schedule,
+    meta: dict[str, Any], progress: bool, walk: Callable[[Probe], bool],
+) -> Trace:  # fmt: skip
+    """The trace of a walk, which tells whether the right outputs were stored."""
     phases = [Phase(p.layer, p.kind, (), p.operations) for p in schedule.phases]
     total = sum(len(stream) for phase in schedule.phases for stream in phase.streams)
-    with closing(EventWriter(path, probe.components)) as writer:
-        recorder = _Recorder(writer, probe.log)
+    log = Log(len(m.components()))
+    with closing(EventWriter(path, m.components())) as writer:
+        recorder = _Recorder(writer, log)
         try:
             with tqdm(total=total, unit="access", unit_scale=True, disable=not progress) as bar:
-                outputs = _walk_all(probe, recorder, found, schedule, x, layers, initial, bar)
+                right = walk(Probe(m, network.shape, log, recorder, bar))
                 recorder.reached(None)
         except BaseException as error:
             recorder.close()
             if not isinstance(error, TraceError):
-                writer.partial(phases, schedule.cycles, dict(meta))
+                writer.partial(phases, schedule.cycles, meta)
             raise
         recorder.close()
         if recorder._failed is not None:
             raise recorder._failed
-        if probe.log.accesses != total or not np.array_equal(outputs, layers[-1], equal_nan=True):
+        if log.accesses != total or not right:
             raise TraceError(
                 path, "probe", "and schedule differ", "report it: this is a fault of the dataflow"
             )
-        return writer.finish_events(phases, schedule.cycles, dict(meta))
+        return writer.finish_events(phases, schedule.cycles, meta)
 
 
 def _planned(
-    network: Network, steps: int, arithmetic: Arithmetic, accelerator: Accelerator, given: bool
-) -> tuple[Schedule, list[tuple[LayerShape, Given, int]]]:
+    m: Machine, shape: tuple[tuple[LayerShape, ...], ...], lengths: Sequence[int], given: bool
+) -> tuple[Schedule, list[_Pass]]:
     """The schedule, and each pass with its places."""
-    found = []
-    order, _ = WALKS[accelerator.dataflow]
+    found: list[_Pass] = []
 
-    def noting(b: Builder, shape: LayerShape, placed: Given, direction: int) -> Run:
-        found.append((shape, placed, direction))
-        return order.run_pass(b, shape, placed, direction)
+    def noted(way: str, order: Order) -> Order:
+        """The same order, which notes what it does."""
 
-    machine = Machine(accelerator, arithmetic, network.shape)
-    plan = replace(order, run_pass=noting)
-    schedule = sequence(plan, network.shape, steps, machine, given, 0, 0)
-    if schedule.policies:
-        taken = {policy.policy for policy in schedule.policies}
-        remedies = ["use trace mode streams"]
-        if "prefetched" in taken:
-            remedies.append("turn double_buffering off")
-        if taken - {"prefetched"}:
-            remedies.append("take an accelerator that holds the network and the sequence")
-        raise AcceleratorError(
-            accelerator.name, "dataflow",
-            f"is {accelerator.dataflow!r} with {', '.join(sorted(taken))}, which can't be probed",
-            f"{remedies[0]}, or {' and '.join(remedies[1:])}",
+        def run_pass(b: Builder, shape: LayerShape, placed: Given, direction: int) -> Run:
+            found.append(_Pass(way, shape, (placed,), direction))
+            return order.run_pass(b, shape, placed, direction)
+
+        def prefetch(b: Builder, shape: LayerShape, placed: Given) -> int:
+            found[-1] = replace(found[-1], ahead=(shape, placed))
+            return epur.prefetch(b, shape, placed)
+
+        def stand_in(m: Machine, layer: Sequence[LayerShape]) -> Order | None:
+            other = epur.stand_in(m, layer)
+            return other and noted("tiled", other)
+
+        return replace(
+            order, run_pass=run_pass, prefetch=order.prefetch and prefetch,
+            stand_in=order.stand_in and stand_in,
         )  # fmt: skip
+
+    def batch_pass(b: Builder, shape: LayerShape, placed: Sequence[Given]) -> Run:
+        found.append(_Pass("epur", shape, tuple(placed)))
+        return batch.run_pass(b, shape, placed)
+
+    plan = noted(*WALKS[m.accelerator.dataflow])
+    if m.accelerator.dataflow == "epur-batch":
+        schedule = batch.schedule(shape, lengths, m, given, 0, 0, plan, batch_pass)
+    else:
+        (steps,) = lengths
+        schedule = sequence(plan, shape, steps, m, given, 0, 0)
     return schedule, found
 
 
-def _walk_all(
-    probe: Probe, recorder: _Recorder, found: Sequence[tuple[LayerShape, Given, int]],
-    schedule: Schedule, inputs: F32, layers: Sequence[F32],
-    initial: Sequence[tuple[F32, F32]] | None, bar: Any,
-) -> F32:  # fmt: skip
-    """Walk all passes; returns what then lies where the outputs are stored from."""
-    m, (_, walk_pass) = probe.machine, WALKS[probe.accelerator.dataflow]
-    steps = len(inputs)
-    if not steps:
-        return np.asarray(layers[-1])
-    places = iter(found)
-    states = iter(initial or ())
-    source, x = probe.padded(inputs).reshape(-1), inputs
-    cycle = 0
-    for passes, outputs in zip(probe.network.layers, layers, strict=True):
-        width = m.pitch([p.shape for p in passes]) // m.ye
-        out = np.zeros(steps * width + probe.accelerator.width, np.float32)
-        ends = np.cumsum([p.cells for p in passes])[:-1]
-        for p, values in zip(passes, np.split(outputs, ends, 1), strict=True):
-            shape, given, direction = next(places)
-            h, _ = next(states, (np.zeros(shape.cells, np.float32), None))
-            recorder.reached(given.cycle)
-            cycle, wrong = walk_pass(
-                probe, recorder, shape, given, direction, x, source, out,
-                np.ascontiguousarray(values), np.ascontiguousarray(h, np.float32),
-            )  # fmt: skip
-            if wrong:
-                raise TraceError(
-                    "probe", p.name, f"has {wrong} reads of something else than the operands",
-                    "report it: this is a fault of the dataflow",
-                )  # fmt: skip
-            bar.update(probe.log.accesses - bar.n)
-        x = np.ascontiguousarray(outputs)
-        source = out
-    size = steps * m.pitch(probe.network.shape[-1])
-    outputs_at = schedule.dram_end - m.bursts(size) * m.burst
-    store = probe.walk(probe.numbers(shape, given), source, source, np.zeros((1, 1), np.float32))
-    store.store(cycle, len(probe.network.layers) % 2 * m.half, size, outputs_at)
-    bar.update(probe.log.accesses - bar.n)
-    rows = source[: size // m.ye].reshape(steps, -1)
-    return rows[:, : layers[-1].shape[1]]
+def _walk_sequences(
+    probe: Probe, found: Sequence[_Pass], schedule: Schedule, inputs: Sequence[F32],
+    layers: Sequence[Sequence[F32]], initial: Sequence[States] | None,
+) -> bool:  # fmt: skip
+    """Walk all passes; returns whether the outputs were then stored."""
+    m, items = probe.machine, iter(found)
+    lengths = [len(x) for x in inputs]
+    groups = [[n] for n, steps in enumerate(lengths) if steps]
+    if m.accelerator.dataflow == "epur-batch":
+        groups = batch.sub_batches(m, probe.shape, lengths)
+    row = m.pitch(probe.shape[-1])
+    sizes = [m.bursts(steps * row) * m.burst for steps in lengths]
+    places = [schedule.dram_end - sum(sizes) + before for before in accumulate(sizes, initial=0)]
+    right = True
+    for group in groups:
+        x = [inputs[n] for n in group]
+        sources = [probe.padded(one).reshape(-1) for one in x]
+        states = [list(initial[n]) if initial else [] for n in group]
+        rows = list(accumulate((lengths[n] for n in group), initial=0))
+        at = 0
+        for number, layer in enumerate(probe.shape):
+            out = np.zeros(rows[-1] * m.pitch(layer) // m.ye + m.accelerator.width, np.float32)
+            outputs, kept = [np.ascontiguousarray(layers[n][number]) for n in group], []
+            begin = 0
+            for shape in layer:
+                item = next(items)
+                cells = slice(begin, begin + shape.cells)
+                spilled = item.given[0].spill is not None
+                if spilled:
+                    subs = m.of(shape).nh * m.accelerator.width
+                    out = np.zeros(2 * subs, np.float32)
+                    kept.append(np.zeros((lengths[group[0]], subs), np.float32))
+                members = []
+                for k, source in enumerate(sources):
+                    h = states[k][at][0] if initial else np.zeros(shape.cells, np.float32)
+                    values = np.ascontiguousarray(outputs[k][:, cells])
+                    members.append(
+                        _Member(source, x[k], values, h, kept[-1].reshape(-1) if spilled else None)
+                    )
+                cycle = probe.run(item, members, out, number % 2 * m.half)
+                begin, at = cells.stop, at + 1
+            x = outputs
+            sources = [out] * len(group)
+            if kept:
+                sources = [np.concatenate([one.reshape(-1) for one in kept])]
+        if kept:
+            ends = zip(probe.shape[-1], kept, strict=True)
+            stored = np.concatenate([one[:, : p.cells] for p, one in ends], axis=1)
+            right &= np.array_equal(stored, layers[0][-1], equal_nan=True)
+            continue
+        half = len(probe.shape) % 2 * m.half
+        for n, before in zip(group, rows, strict=False):
+            where = half + before * row
+            cycle = probe.store(item, out, cycle, where, lengths[n] * row, places[n])
+            width = row // m.ye
+            stored = out[before * width :][: lengths[n] * width].reshape(-1, width)
+            wanted = layers[n][-1]
+            right &= np.array_equal(stored[:, : wanted.shape[1]], wanted, equal_nan=True)
+    return right
+
+
+def _walk_decode(
+    probe: Probe, found: Sequence[_Pass], schedule: Schedule, inputs: Sequence[F32],
+    layers: Sequence[F32], initial: States | None, between: bool,
+) -> bool:  # fmt: skip
+    """Walk all layers step by step; returns whether the states then hold the last outputs."""
+    m, shapes = probe.machine, [layer[0] for layer in probe.shape]
+    steps, count = len(inputs[0]), len(shapes)
+    subs = [m.of(p).nh for p in shapes]
+    states = [np.zeros(n * m.accelerator.width, np.float32) for n in subs]
+    h = [initial[n][0] if initial else np.zeros(p.cells, np.float32) for n, p in enumerate(shapes)]
+    hosted, sent = (range(count),) * 2 if between else (range(1), range(count - 1, count))
+    sizes = [m.bursts(subs[n] * m.sy) * m.burst for n in sent]
+    ends = accumulate((steps * size for size in sizes), initial=schedule.dram_end - steps * sum(sizes))
+    places = dict(zip(sent, ends, strict=False))
+    operands = [inputs[n] if n in hosted else layers[n - 1] for n in range(count)]
+    padded = [probe.padded(x) for x in operands]
+    for step in range(steps):
+        for n, shape in enumerate(shapes):
+            item = found[n] if step == 0 else found[n - count]
+            (given,) = item.given
+            again = max(0, step - 1)
+            address = given.source_address
+            if n in hosted:
+                address += again * m.bursts(m.of(shape).nx * m.sx) * m.burst
+            given = replace(given, cycle=given.cycle + again * item.period, source_address=address)
+            now = slice(step, step + 1)
+            source = padded[n][step] if n in hosted else states[n - 1]
+            values = np.ascontiguousarray(layers[n][now])
+            member = _Member(source, np.ascontiguousarray(operands[n][now]), values, h[n])
+            kept = given.half_address + subs[n] * m.sy
+            item = replace(item, given=(given,))
+            cycle = probe.run(item, [member], states[n], address, kept=kept)
+            h[n] = values[0]
+            if n in places:
+                size = subs[n] * m.sy
+                where = places[n] + step * m.bursts(size) * m.burst
+                probe.store(item, states[n], cycle, given.half_address, size, where)
+    return not steps or all(
+        np.array_equal(state[: p.cells], own[-1], equal_nan=True)
+        for state, p, own in zip(states, shapes, layers, strict=True)
+    )

@@ -237,11 +237,6 @@ def run(
         calibrated = "card"
         if any(key not in alpha for p in network.passes for key in (p.name, f"{p.name}.input")):
             alpha, calibrated = calibrate(network, parts), "inputs"
-    if events is not None and len(parts) > 1:
-        raise NetworkError(
-            "inputs", "sequences", f"are {len(parts)}, and single events are of one",
-            "give one, or keep the trace in streams",
-        )  # fmt: skip
     theirs = _emulate(network, parts, ARITHMETICS["float32"], accelerator, alpha)
     ours = _emulate(network, parts, arithmetic, accelerator, alpha, events)
     layers = []
@@ -270,7 +265,7 @@ def _emulate(
     """Run one sequence, or several as a batch whose outputs stand one after another."""
     if len(parts) == 1:
         return emulate(network, parts[0], arithmetic, accelerator, alpha, events=events)
-    done = emulate_batch(network, parts, arithmetic, accelerator, alpha)
+    done = emulate_batch(network, parts, arithmetic, accelerator, alpha, events=events)
     layers = tuple(np.concatenate(same) for same in zip(*done.layers, strict=True))
     return Result(
         layers[-1], layers, done.trace, done.cycles, done.stats, done.timing, done.policies

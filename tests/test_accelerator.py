@@ -15,6 +15,7 @@ from epur_emu.dataflow import DATAFLOWS
 from epur_emu.errors import AcceleratorError
 from epur_emu.importing import import_checkpoint
 from epur_emu.toml import tomllib
+from epur_emu.trace import Accesses, Trace
 
 EPUR = Accelerator.load("epur")
 PLAIN = {"name", "dataflow"}
@@ -181,6 +182,27 @@ def test_run_takes_a_batch(capsys, model, tmp_path):
     assert "2 sequences" in epur(capsys, *batch)[1]
     random = epur(capsys, "run", model, "--steps", 3, "--steps", 4, "--accelerator", "epur-batch")
     assert "7 time steps of 2, 2 sequences" in random[1]
+
+
+@pytest.mark.parametrize("dataflow", DATAFLOWS)
+def test_run_probes_every_dataflow(capsys, model, tmp_path, dataflow):
+    chip = "epur-mwl" if dataflow == "epur-mwl" else "epur"
+    steps = ("--steps", 3, *(("--steps", 5) if dataflow == "epur-batch" else ()))
+    arguments = ("run", model, *steps, "--accelerator", chip, "--dataflow", dataflow, "--json")
+    totals, accesses = [], []
+    for mode in ("streams", "events"):
+        path = tmp_path / f"{mode}.h5"
+        status, out, _ = epur(capsys, *arguments, "--trace", path, "--trace-mode", mode)
+        assert status == 0
+        trace = Trace.open(path)
+        totals.append((json.loads(out)["accesses"], trace.bytes_by_component(), trace.operations()))
+        accesses.append(sorted(zip(*(one.tolist() for one in columns(trace)), strict=True)))
+    assert totals[0] == totals[1]
+    assert accesses[0] == accesses[1]
+
+
+def columns(trace):
+    return Accesses.join(trace.expand()).columns().values()
 
 
 def test_run_refuses_dataflows_in_one_line(capsys, model):

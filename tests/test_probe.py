@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,16 @@ from test_dataflow import machines, stacks, tight_machines
 from epur_emu import emulator, oracle_accesses, probe
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
-from epur_emu.dataflow import DATAFLOWS, schedule_sequence
-from epur_emu.emulator import emulate
+from epur_emu.dataflow import (
+    DATAFLOWS,
+    Schedule,
+    schedule_batch,
+    schedule_decode,
+    schedule_sequence,
+)
+from epur_emu.emulator import emulate, emulate_batch
 from epur_emu.errors import AcceleratorError, TraceError
-from epur_emu.network import LstmLayer, Network
+from epur_emu.network import LayerShape, LstmLayer, Network
 from epur_emu.streams import OPS
 from epur_emu.trace import Trace
 
@@ -59,53 +66,52 @@ def log(trace: Trace) -> list[tuple[int, str, str, int, int]]:
     return out
 
 
+def numbers(rng: np.random.Generator, steps: int, width: int) -> F32:
+    return rng.standard_normal((steps, width), np.float32)
+
+
+def states_of(net: Network, rng: np.random.Generator) -> list[Any]:
+    return [tuple(rng.standard_normal((2, p.cells), np.float32)) for p in net.passes]
+
+
 def run(
-    path: Path, net: Network, steps: int, arithmetic: Arithmetic, machine: Accelerator, given: bool
-) -> Trace:
+    path: Path, net: Network, lengths: Sequence[int], arithmetic: Arithmetic, machine: Accelerator,
+    given: bool,
+) -> Trace:  # fmt: skip
     """A probe of outputs that are just numbers: accesses do not depend on them."""
-    rng = np.random.default_rng(steps)
-    x = rng.standard_normal((steps, net.layers[0][0].inputs), np.float32)
+    rng = np.random.default_rng(lengths)
+    x = [numbers(rng, steps, net.layers[0][0].inputs) for steps in lengths]
     layers = [
-        rng.standard_normal((steps, sum(p.cells for p in layer)), np.float32)
-        for layer in net.layers
+        [numbers(rng, steps, sum(p.cells for p in layer)) for layer in net.layers]
+        for steps in lengths
     ]
-    initial = None
-    if given:
-        initial = [
-            tuple(rng.standard_normal((2, p.cells), np.float32)) for p in net.passes
-        ]  # fmt: skip
-    return probe.probe_sequence(path, net, x, layers, initial, arithmetic, machine, {"a": 1})
+    initial = [states_of(net, rng) for _ in lengths] if given else None
+    return probe.probe_sequences(path, net, x, layers, initial, arithmetic, machine, {"a": 1})
 
 
-@settings(
-    max_examples=40, deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(
-    stacks(), st.integers(0, 4), machines(probe.WALKS), st.one_of(st.just(EPUR), arithmetics()),
-    st.booleans(), st.sampled_from((1, 40, probe.ENOUGH)),
-)  # fmt: skip
-def test_events_streams_and_oracle_agree(
-    tmp_path: Path, shape: Any, steps: int, machine: Accelerator, arithmetic: Arithmetic,
-    given: bool, enough: int,
-) -> None:  # fmt: skip
-    machine = replace(machine, double_buffering=False)  # prefetched passes have no walk
-    wanted, cycles = oracle_accesses.accesses_sequence(
-        shape, steps, arithmetic, machine, machine.dataflow, given
+def decoded(
+    path: Path, net: Network, steps: int, arithmetic: Arithmetic, machine: Accelerator,
+    between: bool, given: bool,
+) -> Trace:  # fmt: skip
+    rng = np.random.default_rng(steps)
+    passes = net.passes if between else net.passes[:1]
+    x = [numbers(rng, steps, p.inputs) for p in passes]
+    layers = [numbers(rng, steps, p.cells) for p in net.passes]
+    initial = states_of(net, rng) if given else None
+    return probe.probe_decode(
+        path, net, x, layers, initial, arithmetic, machine, {"a": 1}, between=between
     )
-    schedule = schedule_sequence(shape, steps, arithmetic, machine, given)
+
+
+def agree(events: Trace, schedule: Schedule, wanted: Any) -> None:
+    """Events, streams and the oracle's log are the same accesses."""
     streams = Trace(schedule.phases, schedule.components, schedule.cycles)
-    before, probe.ENOUGH = probe.ENOUGH, enough
-    try:
-        events = run(tmp_path / "t.h5", network_of(shape), steps, arithmetic, machine, given)
-    finally:
-        probe.ENOUGH = before
     found = log(events)
-    assert Counter(found) == Counter(wanted) == Counter(log(streams))
+    assert Counter(found) == Counter(wanted[0]) == Counter(log(streams))
     place = {c.name: n for n, c in enumerate(events.components)}
     order = [(t, place[c], OPS.index(op)) for t, c, op, _, _ in found]
     assert order == sorted(order)
-    assert events.cycles == cycles
+    assert events.cycles == wanted[1]
     assert events.operations() == streams.operations()
     assert events.bytes_by_component() == streams.bytes_by_component()
     assert events.meta == {"a": 1}
@@ -113,38 +119,139 @@ def test_events_streams_and_oracle_agree(
     events.validate()
 
 
-@settings(
-    max_examples=60, deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+ROWS_AT_ONCE = st.sampled_from((1, 40, probe.ENOUGH))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Gives a path for each example, and sets how many rows are handed over at once."""
+    before = probe.ENOUGH
+
+    def path(enough: int) -> Path:
+        probe.ENOUGH = enough
+        return tmp_path / "t.h5"
+
+    yield path
+    probe.ENOUGH = before
+
+
+PROPERTY = settings(
+    max_examples=40, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
+                           HealthCheck.filter_too_much],
 )  # fmt: skip
-@given(stacks(), st.integers(1, 4), st.one_of(machines(), tight_machines()), st.booleans())
-def test_what_has_no_walk_is_refused(
-    tmp_path: Path, shape: Any, steps: int, machine: Accelerator, given: bool
-) -> None:
-    """And what has one is walked, however tight the buffers."""
+FORMATS = st.one_of(st.just(EPUR), arithmetics())
+MACHINES = st.one_of(machines(probe.WALKS), tight_machines())
+
+
+@PROPERTY
+@given(stacks(), st.integers(0, 6), MACHINES, FORMATS, st.booleans(), ROWS_AT_ONCE)
+def test_events_streams_and_oracle_agree(
+    fresh: Any, shape: Any, steps: int, machine: Accelerator, arithmetic: Arithmetic, given: bool,
+    enough: int,
+) -> None:  # fmt: skip
     try:
-        schedule = schedule_sequence(shape, steps, EPUR, machine, given)
+        schedule = schedule_sequence(shape, steps, arithmetic, machine, given)
     except AcceleratorError:
         assume(False)
-    path, net = tmp_path / "t.h5", network_of(shape)
-    taken = {policy.policy for policy in schedule.policies}
-    if machine.dataflow in probe.WALKS and not taken:
-        streams = Trace(schedule.phases, schedule.components, schedule.cycles)
-        assert Counter(log(run(path, net, steps, EPUR, machine, given))) == Counter(log(streams))
-        path.unlink()
-        return
-    with pytest.raises(AcceleratorError, match="can't be probed") as refused:
-        run(path, net, steps, EPUR, machine, given)
-    line = str(refused.value)
-    assert f"{machine.dataflow!r}" in line
-    assert "trace mode streams" in line
-    assert "\n" not in line
-    if machine.dataflow in probe.WALKS:
-        assert all(policy in line for policy in taken)
-        assert ("double_buffering" in line) == ("prefetched" in taken)
+    wanted = oracle_accesses.accesses_sequence(
+        shape, steps, arithmetic, machine, machine.dataflow, given
+    )
+    agree(run(fresh(enough), network_of(shape), [steps], arithmetic, machine, given), schedule, wanted)
+
+
+@PROPERTY
+@given(
+    stacks(), st.lists(st.integers(0, 4), min_size=1, max_size=5), MACHINES, FORMATS, st.booleans(),
+    ROWS_AT_ONCE,
+)  # fmt: skip
+def test_batches_agree(
+    fresh: Any, shape: Any, lengths: list[int], machine: Accelerator, arithmetic: Arithmetic,
+    given: bool, enough: int,
+) -> None:  # fmt: skip
+    machine = replace(machine, dataflow="epur-batch")
+    try:
+        schedule = schedule_batch(shape, lengths, arithmetic, machine, given)
+    except AcceleratorError:
+        assume(False)
+    wanted = oracle_accesses.accesses_batch(shape, lengths, arithmetic, machine, given)
+    agree(run(fresh(enough), network_of(shape), lengths, arithmetic, machine, given), schedule, wanted)
+
+
+@PROPERTY
+@given(
+    stacks(1), st.integers(0, 5), MACHINES, FORMATS, st.booleans(), st.booleans(), ROWS_AT_ONCE
+)  # fmt: skip
+def test_decoding_agrees(
+    fresh: Any, shape: Any, steps: int, machine: Accelerator, arithmetic: Arithmetic, between: bool,
+    given: bool, enough: int,
+) -> None:  # fmt: skip
+    try:
+        schedule = schedule_decode(shape, steps, arithmetic, machine, between, given)
+    except AcceleratorError:
+        assume(False)
+    wanted = oracle_accesses.accesses_decode(shape, steps, arithmetic, machine, between, given)
+    path = fresh(enough)
+    events = decoded(path, network_of(shape), steps, arithmetic, machine, between, given)
+    agree(events, schedule, wanted)
+
+
+#: Machines on which `schedule_shape` follows policies.
+POLICIES: list[tuple[set[str], str, dict[str, Any]]] = [
+    ({"tiles"}, "epur", {"weight_buffer_bytes": 4000}),
+    ({"tiles", "refetch"}, "epur", {"weight_buffer_bytes": 600}),
+    ({"spill"}, "epur", {"intermediate_bytes": 512}),
+    ({"prefetched"}, "epur", {"double_buffering": True}),
+    ({"prefetched", "spill"}, "epur", {"double_buffering": True, "intermediate_bytes": 512}),
+    ({"stretches"}, "epur-mwl", {"intermediate_bytes": 2560}),
+    ({"refetch"}, "epur-mwl", {"weight_buffer_bytes": 600}),
+    (
+        {"stretches", "refetch"}, "epur-mwl",
+        {"weight_buffer_bytes": 600, "intermediate_bytes": 2560},
+    ),
+    ({"tiles", "stretches"}, "epur-tiled", {"intermediate_bytes": 2560}),
+    ({"tiles", "refetch"}, "epur-tiled", {"weight_buffer_bytes": 600}),
+    (
+        {"tiles", "stretches", "refetch"}, "epur-tiled",
+        {"weight_buffer_bytes": 600, "intermediate_bytes": 2560},
+    ),
+    ({"prefetched"}, "epur-batch", {"double_buffering": True, "accumulators": 2}),
+    ({"sub-batches"}, "epur-batch", {"input_buffer_bytes": 1200}),
+    (
+        {"sub-batches", "prefetched"}, "epur-batch",
+        {"double_buffering": True, "input_buffer_bytes": 1200},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("policies", "preset", "changes"), POLICIES)
+@pytest.mark.parametrize("given", [False, True])
+def test_policies_agree(
+    tmp_path: Path, policies: set[str], preset: str, changes: dict[str, Any], given: bool
+) -> None:
+    machine, shape = replace(Accelerator.load(preset), **changes), schedule_shape()
+    if preset == "epur-batch":
+        lengths = [3, 0, 9, 4, 9]
+        schedule = schedule_batch(shape, lengths, EPUR, machine, given)
+        wanted = oracle_accesses.accesses_batch(shape, lengths, EPUR, machine, given)
     else:
-        assert all(name in line for name in probe.WALKS)
-    assert list(tmp_path.iterdir()) == []
+        lengths = [9]
+        schedule = schedule_sequence(shape, 9, EPUR, machine, given)
+        wanted = oracle_accesses.accesses_sequence(shape, 9, EPUR, machine, preset, given)
+    assert {policy.policy for policy in schedule.policies} == policies
+    path = tmp_path / "t.h5"
+    agree(run(path, network_of(shape), lengths, EPUR, machine, given), schedule, wanted)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_decoding_with_layers_that_are_loaded_anew_agrees(tmp_path: Path, between: bool) -> None:
+    shape = (LayerShape("0", 21, 18, True),), (LayerShape("1", 18, 33),), (LayerShape("2", 33, 9),)
+    machine = replace(Accelerator.load("epur"), weight_buffer_bytes=8000)
+    schedule = schedule_decode(shape, 6, EPUR, machine, between)
+    assert {policy.policy for policy in schedule.policies} == {"refetch"}
+    wanted = oracle_accesses.accesses_decode(shape, 6, EPUR, machine, between)
+    path = tmp_path / "t.h5"
+    agree(decoded(path, network_of(shape), 6, EPUR, machine, between, False), schedule, wanted)
 
 
 def test_a_refusal_comes_before_the_evaluation(
@@ -152,15 +259,16 @@ def test_a_refusal_comes_before_the_evaluation(
 ) -> None:
     monkeypatch.setattr(emulator.Engine, "sequence", lambda *_: pytest.fail("evaluated"))
     net, x = network_of(schedule_shape(), 5), np.zeros((9, 21), np.float32)
-    with pytest.raises(AcceleratorError, match="can't be probed"):
-        emulate(net, x, EPUR, Accelerator.load("epur-tiled"), events=tmp_path / "t.h5")
     small = replace(Accelerator.load("epur"), input_buffer_bytes=16)
     with pytest.raises(AcceleratorError, match="input_buffer_bytes"):
         emulate(net, x, EPUR, small)
+    monkeypatch.delitem(probe.WALKS, "epur-tiled")
+    with pytest.raises(AcceleratorError, match="can't be probed"):
+        emulate(net, x, EPUR, Accelerator.load("epur-tiled"), events=tmp_path / "t.h5")
 
 
-def test_walks_are_of_dataflows() -> None:
-    assert probe.WALKS.keys() <= DATAFLOWS.keys()
+def test_all_dataflows_have_walks() -> None:
+    assert probe.WALKS.keys() == DATAFLOWS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(probe.WALKS))
@@ -179,9 +287,18 @@ def test_outputs_keep_their_bits(tmp_path: Path, name: str) -> None:
     assert Trace.open(tmp_path / "t.h5") == probed.trace
 
 
-def schedule_shape() -> Any:
-    from epur_emu.network import LayerShape
+def test_a_batch_keeps_its_bits(tmp_path: Path) -> None:
+    net, rng = network_of(schedule_shape(), 5), np.random.default_rng(2)
+    x = [numbers(rng, steps, 21) for steps in (4, 9, 1)]
+    plain = emulate_batch(net, x, EPUR)
+    probed = emulate_batch(net, x, EPUR, events=tmp_path / "t.h5")
+    for a, b in zip(plain.outputs, probed.outputs, strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert Counter(log(probed.trace)) == Counter(log(plain.trace))
+    assert probed.trace.meta == plain.trace.meta
 
+
+def schedule_shape() -> Any:
     return (
         (LayerShape("0.f", 21, 18, True), LayerShape("0.b", 21, 18, True, True)),
         (LayerShape("1", 36, 33),),
@@ -193,15 +310,63 @@ def test_a_read_of_something_else_is_found(
 ) -> None:
     """A dataflow with a wrong place gives other operands than the arithmetic took."""
     shape = schedule_shape()
-    numbers = probe.Probe.numbers
+    walk = probe.Probe.walk
 
-    def wrong(self: probe.Probe, *args: Any) -> dict[str, Any]:
-        found = numbers(self, *args)
-        return found | {"y_pitch": found["y_pitch"] - 16 * found["ye"]}
+    def wrong(self: probe.Probe, shape: Any, given: Any, *args: Any, **special: Any) -> Any:
+        given = [replace(one, pitch=one.pitch - 32) for one in given]
+        return walk(self, shape, given, *args, **special)
 
-    monkeypatch.setattr(probe.Probe, "numbers", wrong)
+    monkeypatch.setattr(probe.Probe, "walk", wrong)
     with pytest.raises(TraceError, match=r"something else|differ"):
-        run(tmp_path / "t.h5", network_of(shape), 3, EPUR, Accelerator.load("epur-mwl"), False)
+        run(tmp_path / "t.h5", network_of(shape), [3], EPUR, Accelerator.load("epur-mwl"), False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def ahead_in_place(item: Any) -> Any:
+    """The next pass's weights come to where this one's lie."""
+    if item.ahead is None:
+        return item
+    shape, given = item.ahead
+    return replace(item, ahead=(shape, replace(given, matrix=item.given[0].matrix)))
+
+
+def other_input(item: Any) -> Any:
+    given = item.given[0]
+    if given.source == "dram":
+        return item
+    return replace(item, given=(replace(given, source_address=given.source_address + 64),))
+
+
+def not_loaded(item: Any) -> Any:
+    return replace(item, given=tuple(replace(one, load=False) for one in item.given))
+
+
+FAULTS: list[tuple[Callable[[Any], Any], str, dict[str, Any]]] = [
+    (ahead_in_place, "epur", {"double_buffering": True}),
+    (ahead_in_place, "epur-batch", {"double_buffering": True}),
+    (other_input, "epur", {}),
+    (other_input, "epur-mwl", {}),
+    (other_input, "epur-tiled", {}),
+    (not_loaded, "epur", {}),
+    (not_loaded, "epur-batch", {}),
+]
+
+
+@pytest.mark.parametrize(("fault", "preset", "changes"), FAULTS)
+def test_faults_of_a_plan_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], preset: str,
+    changes: dict[str, Any],
+) -> None:  # fmt: skip
+    planned = probe._planned
+
+    def wrong(*args: Any) -> Any:
+        schedule, found = planned(*args)
+        return schedule, [fault(item) for item in found]
+
+    monkeypatch.setattr(probe, "_planned", wrong)
+    machine = replace(Accelerator.load(preset), **changes)
+    with pytest.raises(TraceError, match="something else"):
+        run(tmp_path / "t.h5", network_of(schedule_shape()), [9], EPUR, machine, False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -218,7 +383,7 @@ def test_an_interrupted_probe_keeps_what_there_is(
     monkeypatch.setattr(probe._Recorder, "reached", interrupted)
     monkeypatch.setattr(probe, "ENOUGH", 10)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "t.h5", network_of(schedule_shape()), 9, EPUR, Accelerator.load("epur"), False)
+        run(tmp_path / "t.h5", network_of(schedule_shape()), [9], EPUR, Accelerator.load("epur"), False)
     assert [file.name for file in tmp_path.iterdir()] == ["t.h5.partial"]
     partial = Trace.open(tmp_path / "t.h5.partial")
     assert not partial.complete
@@ -228,14 +393,6 @@ def test_an_interrupted_probe_keeps_what_there_is(
 def test_an_unwritable_place_is_told(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="cannot be written"):
         run(
-            tmp_path / "absent" / "t.h5", network_of(schedule_shape()), 2, EPUR,
+            tmp_path / "absent" / "t.h5", network_of(schedule_shape()), [2], EPUR,
             Accelerator.load("epur"), False,
         )  # fmt: skip
-
-
-def test_a_dataflow_without_a_probe_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probe, "WALKS", {})
-    with pytest.raises(AcceleratorError, match="can't be probed"):
-        run(tmp_path / "t", network_of(schedule_shape()), 2, EPUR, Accelerator.load("epur"), False)

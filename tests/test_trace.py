@@ -29,6 +29,7 @@ from epur_emu.errors import TraceError
 from epur_emu.network import LayerShape
 from epur_emu.streams import OPS, AccessStream, Component, Phase
 from epur_emu.trace import Accesses, EventWriter, Trace, recording
+from epur_emu.trace.accesses import Runs
 
 SEAL_BYTES = 512
 HUGE = AccessStream("dram", "read", 2**61, 0, 0)
@@ -272,8 +273,9 @@ def test_the_reader_in_the_specification(tmp_path: Path) -> None:
     exec(codes[1], names)
     by_hand: list[Row] = []
     index = [c.name for c in COMPONENTS].index
-    for name, *columns in found:
-        by_hand += [(t, index(name), op, a, b) for t, op, a, b in zip(*columns, strict=True)]
+    for name, op, size, *columns in found:
+        rows = zip(*columns, strict=True)
+        by_hand += [(t, index(name), OPS.index(op), a, size) for t, a in rows]
     assert sorted(by_hand) == sorted(listed(sample().events))
 
 
@@ -319,7 +321,7 @@ def test_flipped_bits_anywhere(tmp_path: Path) -> None:
             assert opened == sample()
 
 
-def seal(path: Path, version: str = "2.0") -> None:
+def seal(path: Path, version: str = "3.0") -> None:
     """Seal anew what a test has changed, as a wrong but undamaged writer would."""
     body = path.read_bytes()[SEAL_BYTES:]
     digest = hashlib.sha256(body).hexdigest()
@@ -333,13 +335,13 @@ def test_versions(tmp_path: Path) -> None:
     seal(path)
     assert Trace.open(path) == sample()
     with h5py.File(path, "r+") as file:
-        file.attrs["version"] = np.array([2, 9], "<i4")
+        file.attrs["version"] = np.array([3, 9], "<i4")
         file.attrs["more"] = "of a later version"
         file["more"] = [1, 2]
-    seal(path, "2.9")
+    seal(path, "3.9")
     assert Trace.open(path) == sample()
-    seal(path, "3.0")
-    assert "version is 3.0, this reads 1.x and 2.x" in refuse(path)
+    seal(path, "4.0")
+    assert "version is 4.0, this reads 1.x to 3.x" in refuse(path)
 
 
 def replaced(name: str, data: Any, **options: Any) -> Callable[[h5py.File], None]:
@@ -396,6 +398,11 @@ def group_for_dataset(file: h5py.File) -> None:
     file.create_group("streams")
 
 
+def events_in_a_group(file: h5py.File) -> None:
+    del file["events/dram"]
+    file.create_group("events/dram")
+
+
 def repeated(name: str) -> Callable[[h5py.File], None]:
     def change(file: h5py.File) -> None:
         rows = file[name][...]
@@ -405,12 +412,23 @@ def repeated(name: str) -> Callable[[h5py.File], None]:
     return change
 
 
-def run_of(row: int = 0, **values: int) -> Callable[[h5py.File], None]:
-    """A run of the DRAM with other values."""
+def run_of(row: int = 0, **values: Any) -> Callable[[h5py.File], None]:
+    """Events of the DRAM with other values."""
 
     def change(file: h5py.File) -> None:
+        rows = file["events/dram"][...]
         for name, value in values.items():
-            file[f"events/dram/{name}"][row] = value
+            rows[name][row] = value
+        file["events/dram"][...] = rows
+
+    return change
+
+
+def column_of(name: str, value: int) -> Callable[[h5py.File], None]:
+    """The same in a file of version 2."""
+
+    def change(file: h5py.File) -> None:
+        file[f"events/dram/{name}"][0] = value
 
     return change
 
@@ -453,18 +471,45 @@ DAMAGE: dict[str, Callable[[h5py.File], None]] = {
     "events is missing": lambda file: file.pop("events"),
     "events of l3": stranger,
     "dram is a link": linked("events/dram", h5py.SoftLink("/events")),
+    "dram is no dataset": events_in_a_group,
+    "events/dram is int64": replaced("events/dram", np.zeros(2, np.int64)),
+    "events/dram declares": declared("events/dram", 2**50),
+    "events, cycle": run_of(cycle=-3),
+    "reach beyond 2**62": run_of(count=[1, 2**61]),
+    "events of dram reach": run_of(count=[2**50, 1], cycle_stride=[2**50, 0]),
+    "events of dram reach beyond": run_of(count=[2, 1], address_stride=[-(2**40), 0]),
+    "events of dram reach beyond 2**62": run_of(count=[2**40, 2**40]),
+    "events of dram reach beyond 2": run_of(
+        count=[2, 2], cycle_stride=[2**62 - 2**61, 2**61], address_stride=[2**61, 2**61]
+    ),
+    "events of dram reach beyond 2**": run_of(
+        count=[3, 2], cycle_stride=[2**62, 2**62], address_stride=[-(2**62), 2**62]
+    ),
+    "events, count": run_of(count=[0, 1]),
+    "events, count of": run_of(count=[1, -(2**63)]),
+    "events, cycle_stride": run_of(cycle_stride=[0, -1]),
+    "have turns that overlap": run_of(count=[2, 3], cycle_stride=[1, 1]),
+    "are not in order": run_of(row=1, cycle=-1),
+    "events, bytes": run_of(bytes=0),
+}
+DAMAGE_OF_2: dict[str, Callable[[h5py.File], None]] = {
     "several lengths": declared("events/dram/op", 1),
     "events/dram/cycle declares": declared("events/dram/cycle", 2**50),
-    "events, cycle": replaced("events/dram/cycle", np.array([-3, 0], np.int64)),
-    "reach beyond 2**62": run_of(count=2**61),
-    "events of dram reach": run_of(count=2**50, cycle_stride=2**50),
-    "events of dram reach beyond": run_of(count=2, address_stride=-(2**40)),
-    "events, count": run_of(count=0),
-    "events, cycle_stride": run_of(cycle_stride=-1),
-    "are not in order": run_of(row=1, cycle=-1),
+    "reach beyond 2**62": column_of("count", 2**61),
+    "events, count": column_of("count", 0),
+    "events, cycle_stride": column_of("cycle_stride", -1),
     "count is missing": lambda file: file.pop("events/dram/count"),
-    "events, bytes": replaced("events/dram/bytes", np.array([0, 1], np.int64)),
 }
+
+
+@pytest.mark.parametrize("message", DAMAGE_OF_2)
+def test_wrong_content_of_version_2_is_refused(tmp_path: Path, message: str) -> None:
+    path = tmp_path / "t.h5"
+    path.write_bytes((ROOT / "traces" / "format-2.0.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        DAMAGE_OF_2[message](file)
+    seal(path, "2.0")
+    assert message in refuse(path)
 
 
 @pytest.mark.parametrize("message", DAMAGE)
@@ -566,8 +611,11 @@ def of_runs(tmp_path: Path, rows: dict[str, Any]) -> Path:
     """A trace of one component with these runs."""
     path = tmp_path / "runs.h5"
     with closing(EventWriter(path, COMPONENTS[2:])) as writer:
-        columns = [np.array(rows[n], np.int64) for n in ("cycle", "address", "bytes", "count", "by", "wait")]
-        writer.runs(0, (*columns, np.array(rows["op"], np.uint8)))
+        columns = [np.array(rows[n], np.int64) for n in ("cycle", "address", "bytes")]
+        loops = [np.array(rows[n], np.int64) for n in ("count", "by", "wait")]
+        loops = [v if v.ndim == 2 else np.stack([v, v == -1]) for v in loops]
+        loops[0][1] += loops[0][1] == 0
+        writer.runs(0, Runs(*columns, np.array(rows["op"], np.uint8), *loops))
         writer.finish_events((), 2**62, {})
     return path
 
@@ -575,14 +623,19 @@ def of_runs(tmp_path: Path, rows: dict[str, Any]) -> Path:
 @st.composite
 def runs(draw: st.DrawFn) -> dict[str, Any]:
     n = draw(st.integers(1, 12))
-    numbers = {"cycle": (0, 30), "address": (400, 500), "bytes": (1, 9), "count": (1, 20),
-               "by": (-20, 20), "wait": (0, 4), "op": (0, 1)}  # fmt: skip
+    numbers = {"cycle": (0, 30), "address": (400, 500), "bytes": (1, 9), "op": (0, 1)}
     found: dict[str, Any] = {
         name: draw(st.lists(st.integers(*bounds), min_size=n, max_size=n))
         for name, bounds in numbers.items()
     }
     found["cycle"].sort()
-    return found
+    loops = {"count": [], "by": [], "wait": []}
+    for _ in range(n):
+        count, by, wait = draw(st.integers(1, 12)), draw(st.integers(-9, 9)), draw(st.integers(0, 4))
+        loops["count"].append((draw(st.integers(1, 12)), count))
+        loops["by"].append((draw(st.integers(-20, 20)), by))
+        loops["wait"].append(((count - 1) * wait + draw(st.integers(0, 4)), wait))
+    return found | {name: np.array(pairs).T for name, pairs in loops.items()}
 
 
 @settings(
@@ -594,8 +647,12 @@ def test_runs_expand_to_their_accesses(
 ) -> None:
     trace = Trace.open(of_runs(tmp_path, rows))
     wanted = []
-    for t, a, b, n, by, wait, op in zip(*(rows[k] for k in rows), strict=True):
-        wanted += [(t + k * wait, 0, op, a + k * by, b) for k in range(n)]
+    loops = (rows[name].T.tolist() for name in ("count", "by", "wait"))
+    single = (rows[name] for name in ("cycle", "address", "bytes", "op"))
+    for t, a, b, op, count, by, wait in zip(*single, *loops, strict=True):
+        for turn, k in itertools.product(range(count[0]), range(count[1])):
+            at = t + turn * wait[0] + k * wait[1], a + turn * by[0] + k * by[1]
+            wanted.append((at[0], 0, op, at[1], b))
     wanted.sort(key=lambda row: row[:3])
     assert [row for part in trace.expand(chunk) for row in listed(part)] == wanted
     part = [row for row in wanted if start <= row[0] < stop]
@@ -630,14 +687,19 @@ def test_events_stay_in_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_length_bomb_takes_no_memory(tmp_path: Path) -> None:
-    rows = {"cycle": [0, 0], "address": [0, 0], "bytes": [1, 1], "count": [2**60, 2**60], "by": [1, 0],
-            "wait": [0, 1], "op": [0, 0]}  # fmt: skip
+    rows = {"cycle": [0, 0, 0], "address": [0, 0, 0], "bytes": [1, 1, 1], "op": [0, 0, 0],
+            "count": np.array([[2**60, 2**60, 2**30], [1, 1, 2**30]]),
+            "by": np.array([[1, 0, -1], [0, 0, 1]]),
+            "wait": np.array([[0, 1, 2**30], [0, 0, 1]])}  # fmt: skip
+    rows["address"][2] = 2**30
     trace = Trace.open(of_runs(tmp_path, rows))
-    assert trace.count() == 2**61
+    assert trace.count() == 3 * 2**60
     tracemalloc.start()
     try:
         for part in itertools.islice(trace.expand(), 20):
             assert len(part) == 1 << 18
+        late = next(trace.expand(start=2**59))
+        assert late.cycle[0] == 2**59
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()

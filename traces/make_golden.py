@@ -1,21 +1,28 @@
 """Make the golden traces beside this file: ``python traces/make_golden.py [NAME ...]``.
 
 They are compared by content. Make one anew only where the hardware model of ``docs/dataflow.md`` is
-meant to change; ``format-1.0`` and ``format-2.0`` never: they are read, not written, for good.
+meant to change; ``format-1.0``, ``2.0`` and ``3.0`` never: they are read, not written, for good.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+
+import numpy as np
 
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import arithmetic
 from epur_emu.dataflow import Schedule, schedule_batch, schedule_decode, schedule_sequence
 from epur_emu.network import LayerShape
 from epur_emu.streams import AccessStream, Component, Phase
-from epur_emu.trace import Accesses, Trace
+from epur_emu.trace import Accesses, EventWriter, Trace
+from epur_emu.trace.accesses import Runs
+
+#: Cycle, address, bytes, counts, address strides, cycle strides.
+LOOPS = 70, 640, 32, (4, 6), (-128, 32), (9, 1)
 
 FOLDER = Path(__file__).parent
 
@@ -48,6 +55,34 @@ def by_hand() -> Trace:
     return Trace(phases, components, 1 << 56, meta, events, complete=False)
 
 
+def with_loops() -> Trace:
+    """The same, with events in two loops."""
+    trace = by_hand()
+    cycle, address, _, count, by, wait = LOOPS
+    outer, inner = np.indices(count).reshape(2, -1)
+    more = Accesses.of(
+        cycle + outer * wait[0] + inner * wait[1], np.zeros(len(outer), int),
+        np.zeros(len(outer), int), address + outer * by[0] + inner * by[1], np.full(len(outer), 32),
+    )  # fmt: skip
+    trace.append((), more)
+    return trace
+
+
+def save_with_loops(path: Path) -> None:
+    """Write `with_loops`; `Trace.save` would give each turn a row."""
+    trace = by_hand()
+    cycle, address, size, count, by, wait = LOOPS
+    first = (np.array([number]) for number in (cycle, address, size))
+    loops = (np.array([pair]).T.copy() for pair in (count, by, wait))
+    with closing(EventWriter(path, trace.components)) as writer:
+        for component in range(3):
+            own = trace.events[trace.events.component == component]
+            if len(own):
+                writer.runs(component, Runs(own.cycle, own.address, own.bytes, own.op))
+        writer.runs(0, Runs(*first, np.zeros(1, np.uint8), *loops))
+        writer.finish(writer._content(trace.phases, trace.cycles, trace.meta, complete=False))
+
+
 def of_schedule(
     make: Callable[..., Schedule], accelerator: str, layers: str, steps: int | list[int] = 3
 ) -> Trace:
@@ -71,6 +106,7 @@ def of_schedule(
 GOLDEN: dict[str, Callable[[], Trace]] = {
     "format-1.0": by_hand,
     "format-2.0": by_hand,
+    "format-3.0": with_loops,
     "epur-sequence": lambda: of_schedule(schedule_sequence, "epur", "bidirectional"),
     "epur-mwl-sequence": lambda: of_schedule(schedule_sequence, "epur-mwl", "bidirectional"),
     "epur-batch-sequences": lambda: of_schedule(
@@ -83,4 +119,8 @@ GOLDEN: dict[str, Callable[[], Trace]] = {
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or GOLDEN:
-        GOLDEN[name]().save(FOLDER / f"{name}.h5")
+        path = FOLDER / f"{name}.h5"
+        if name == "format-3.0":
+            save_with_loops(path)
+        else:
+            GOLDEN[name]().save(path)

@@ -32,13 +32,15 @@ typedef struct {
 } epur_nest;
 
 typedef struct {
-    int64_t cycle, address, bytes, left, by, wait;
+    int64_t cycle, address, bytes;        /* of the next access */
+    int64_t left, turns;                  /* accesses left of this turn, 0 at the end; turns left, this one included */
+    int64_t count, by, wait, jump, pause; /* of a turn; from turn to turn, first access to first */
     uint8_t op;
 } epur_run;
 
-/* Runs of one component, sorted by first cycle; count, by and wait may be NULL: single accesses. */
+/* Runs of one component, sorted by first cycle; count, by and wait by loop, outermost first, or NULL: single accesses. */
 typedef struct {
-    const int64_t *cycle, *address, *bytes, *count, *by, *wait;
+    const int64_t *cycle, *address, *bytes, *count[2], *by[2], *wait[2];
     const uint8_t *op;
     int64_t component;
     ptrdiff_t size, at; /* runs before `at` have begun */
@@ -138,21 +140,57 @@ static inline int segment_add(epur_expansion *e, int64_t code, int64_t cycle, in
     return 1;
 }
 
+/* Run i of a lane, as it begins. */
+static inline epur_run run_of(const epur_lane *a, ptrdiff_t i) {
+    epur_run r = {a->cycle[i], a->address[i], a->bytes[i], 1, 1, 1, 0, 0, 0, 0, a->op[i]};
+    if (!a->count[0]) return r;
+    r.turns = a->count[0][i], r.jump = a->by[0][i], r.pause = a->wait[0][i];
+    r.count = a->count[1][i], r.by = a->by[1][i], r.wait = a->wait[1][i];
+    if (r.count == 1) r.count = r.turns, r.by = r.jump, r.wait = r.pause, r.turns = 1;
+    r.left = r.count;
+    return r;
+}
+
+/* Behind `taken` accesses of this turn. */
+static inline void run_advance(epur_run *r, int64_t taken) {
+    if (taken < r->left || r->turns == 1) {
+        r->left -= taken, r->cycle += taken * r->wait, r->address += taken * r->by;
+        return;
+    }
+    const int64_t done = r->count - r->left;
+    r->cycle += r->pause - done * r->wait, r->address += r->jump - done * r->by;
+    r->left = r->count, r->turns--;
+}
+
+/* To the first access not before `until`. */
+static inline void run_seek(epur_run *r, int64_t until) {
+    if (r->turns > 1 && r->cycle < until) {
+        run_advance(r, within(r->cycle, r->wait, r->left, until));
+        if (r->cycle >= until) return;
+        /* A turn begins here. Those whose successor begins before `until` are over, as turns do not overlap. */
+        const int64_t begun = within(r->cycle, r->pause, r->turns, until), over = begun - 1;
+        r->cycle += over * r->pause, r->address += over * r->jump, r->turns -= over;
+    }
+    while (r->left && r->cycle < until) run_advance(r, within(r->cycle, r->wait, r->left, until));
+}
+
+/* Accesses of one run before `until`. */
+static inline int run_collect(epur_expansion *e, int64_t code, epur_run r, int64_t until) {
+    while (r.left && r.cycle < until) {
+        const int64_t count = within(r.cycle, r.wait, r.left, until);
+        if (!segment_add(e, code, r.cycle, r.address, r.bytes, r.by, r.wait, count)) return 0;
+        run_advance(&r, count);
+    }
+    return 1;
+}
+
 /* Accesses of a component's runs with this op before `until`; the runs stay as they are. */
 static int lane_collect(epur_expansion *e, const epur_lane *a, int op, int64_t until) {
     const int64_t code = 2 * a->component + op;
-    for (ptrdiff_t i = 0; i < a->running; i++) {
-        const epur_run *r = &a->active[i];
-        const int64_t count = r->op == op ? within(r->cycle, r->wait, r->left, until) : 0;
-        if (count && !segment_add(e, code, r->cycle, r->address, r->bytes, r->by, r->wait, count)) return 0;
-    }
-    for (ptrdiff_t i = a->at; i < a->size && a->cycle[i] < until; i++) {
-        if (a->op[i] != op) continue;
-        const int64_t wait = a->wait ? a->wait[i] : 0;
-        const int64_t count = a->count ? within(a->cycle[i], wait, a->count[i], until) : 1;
-        const int64_t by = a->by ? a->by[i] : 0;
-        if (!segment_add(e, code, a->cycle[i], a->address[i], a->bytes[i], by, wait, count)) return 0;
-    }
+    for (ptrdiff_t i = 0; i < a->running; i++)
+        if (a->active[i].op == op && !run_collect(e, code, a->active[i], until)) return 0;
+    for (ptrdiff_t i = a->at; i < a->size && a->cycle[i] < until; i++)
+        if (a->op[i] == op && !run_collect(e, code, run_of(a, i), until)) return 0;
     return 1;
 }
 
@@ -172,22 +210,18 @@ static int lane_commit(epur_lane *a, int64_t until) {
     ptrdiff_t kept = 0;
     for (ptrdiff_t i = 0; i < a->running; i++) {
         epur_run r = a->active[i];
-        const int64_t taken = within(r.cycle, r.wait, r.left, until);
-        if (taken == r.left) continue;
-        r.left -= taken, r.cycle += taken * r.wait, r.address += taken * r.by;
-        a->active[kept++] = r;
+        run_seek(&r, until);
+        if (r.left) a->active[kept++] = r;
     }
     a->running = kept;
     for (; a->at < a->size && a->cycle[a->at] < until; a->at++) {
-        const ptrdiff_t i = a->at;
-        if (!a->count) continue;
-        const int64_t taken = within(a->cycle[i], a->wait[i], a->count[i], until);
-        if (taken == a->count[i]) continue;
+        if (!a->count[0]) continue;
+        epur_run r = run_of(a, a->at);
+        run_seek(&r, until);
+        if (!r.left) continue;
         const int failed = room_for_one(a);
         if (failed) return failed;
-        epur_run *r = &a->active[a->running++];
-        r->cycle = a->cycle[i] + taken * a->wait[i], r->address = a->address[i] + taken * a->by[i];
-        r->bytes = a->bytes[i], r->left = a->count[i] - taken, r->by = a->by[i], r->wait = a->wait[i], r->op = a->op[i];
+        a->active[a->running++] = r;
     }
     return EXPAND_DONE;
 }
@@ -319,11 +353,12 @@ static ptrdiff_t one_cycle(epur_expansion *e, ptrdiff_t at, ptrdiff_t room) {
         epur_lane *a = &e->lanes[lane];
         for (ptrdiff_t k = 0; k < a->running && at < room; k++) {
             epur_run *r = &a->active[k];
-            if (r->op != op || r->cycle != e->now || !r->left) continue;
-            const int64_t count = within(r->cycle, r->wait, r->left, e->now + 1);
-            const ptrdiff_t taken = one_stretch(e, of_lane, r->address, r->by, r->bytes, count, at, room);
-            r->left -= taken, r->cycle += taken * r->wait, r->address += taken * r->by;
-            at += taken;
+            while (r->op == op && r->cycle == e->now && r->left && at < room) {
+                const int64_t count = within(r->cycle, r->wait, r->left, e->now + 1);
+                const ptrdiff_t taken = one_stretch(e, of_lane, r->address, r->by, r->bytes, count, at, room);
+                run_advance(r, taken);
+                at += taken;
+            }
         }
         lane += op;
         op = 1 - op;
@@ -336,12 +371,9 @@ static int lanes_open(epur_expansion *e) {
     for (ptrdiff_t lane = 0; lane < e->lane_count; lane++) {
         epur_lane *a = &e->lanes[lane];
         for (; a->at < a->size && a->cycle[a->at] <= e->now; a->at++) {
-            const ptrdiff_t i = a->at;
             const int failed = room_for_one(a);
             if (failed) return failed;
-            epur_run *r = &a->active[a->running++];
-            r->cycle = a->cycle[i], r->address = a->address[i], r->bytes = a->bytes[i], r->op = a->op[i];
-            r->left = a->count ? a->count[i] : 1, r->by = a->by ? a->by[i] : 0, r->wait = a->wait ? a->wait[i] : 0;
+            a->active[a->running++] = run_of(a, a->at);
         }
     }
     return EXPAND_DONE;

@@ -31,9 +31,9 @@ cdef extern from "expand.h" nogil:
         const int64_t *cycle
         const int64_t *address
         const int64_t *bytes
-        const int64_t *count
-        const int64_t *by
-        const int64_t *wait
+        const int64_t *count[2]
+        const int64_t *by[2]
+        const int64_t *wait[2]
         const uint8_t *op
         int64_t component
         ptrdiff_t size, at
@@ -80,15 +80,15 @@ cdef class Expansion:
     streams : int64 array of shape (n, 22)
         Code (2 component + op), cycle, address, bytes, then six counts, address strides and cycle strides, outermost
         first, missing ones with count 1.
-    lanes : list of (component, callable)
-        Rising components. Each call gives None, or the next runs: (cycle, address, bytes, count, address stride, cycle
-        stride, op) as contiguous int64 arrays, op uint8, the strides and count maybe None; not empty.
+    lanes : sequence of (component, callable)
+        Rising components. Each call gives None, or the next runs, not empty: cycle, address, bytes, op, and None or
+        contiguous arrays of shape (2, runs), outermost first: count, address and cycle stride. All are int64 but op.
     """
 
     cdef epur_expansion e
     cdef list held, source
 
-    def __cinit__(self, const int64_t[:, ::1] streams, list lanes, int64_t start, int64_t stop):
+    def __cinit__(self, const int64_t[:, ::1] streams, lanes, int64_t start, int64_t stop):
         cdef ptrdiff_t row, kept = 0
         cdef epur_nest *n
         cdef int k, depth
@@ -136,32 +136,29 @@ cdef class Expansion:
     cdef int load(self, int k) except -1:
         """Take the next runs of a lane behind those that have not begun."""
         cdef epur_lane *lane = &self.e.lanes[k]
-        cdef const int64_t[::1] column
+        cdef const int64_t[::1] cycle, address, bytes
+        cdef const int64_t[:, ::1] count, by, wait
         cdef const uint8_t[::1] ops
-        cdef const int64_t *found[6]
         cdef int j
         runs = self.source[k]()
         if runs is None:
             lane.more = 0
             return 0
         if lane.at < lane.size:
-            old = self.held[k]
             runs = tuple(
-                None if new is None else np.concatenate((before[lane.at:lane.size], new))
-                for before, new in zip(old, runs)
+                None if new is None else np.concatenate((before[..., lane.at:lane.size], new), axis=-1)
+                for before, new in zip(self.held[k], runs)
             )
             if len(runs[0]) > 1 << 21:
                 raise CrowdedError
         self.held[k] = runs
-        for j in range(6):
-            found[j] = NULL
-            if runs[j] is not None:
-                column = runs[j]
-                found[j] = &column[0]
-        ops = runs[6]
-        lane.cycle, lane.address, lane.bytes = found[0], found[1], found[2]
-        lane.count, lane.by, lane.wait, lane.op = found[3], found[4], found[5], &ops[0]
-        lane.at, lane.size = 0, len(runs[0])
+        cycle, address, bytes, ops = runs[:4]
+        lane.cycle, lane.address, lane.bytes, lane.op = &cycle[0], &address[0], &bytes[0], &ops[0]
+        if runs[4] is not None:
+            count, by, wait = runs[4:]
+            for j in range(2):
+                lane.count[j], lane.by[j], lane.wait[j] = &count[j, 0], &by[j, 0], &wait[j, 0]
+        lane.at, lane.size = 0, cycle.shape[0]
         return 0
 
     def fill(self, int64_t[::1] cycle, int32_t[::1] component, uint8_t[::1] op, int64_t[::1] address,
@@ -201,21 +198,24 @@ cdef class Expansion:
 def encode(const int64_t[::1] cycle, const int64_t[::1] address, const int64_t[::1] bytes, const uint8_t[::1] op):
     """Accesses of one component, in order, as few runs of neighbours; columns as those of a lane."""
     cdef ptrdiff_t i, n = 0, size = cycle.shape[0]
-    out = np.empty((6, size), np.int64)
+    out, loops = np.empty((3, size), np.int64), np.empty((3, 2, size), np.int64)
     ops = np.empty(size, np.uint8)
     cdef int64_t[:, ::1] o = out
+    cdef int64_t[:, :, ::1] p = loops
     cdef uint8_t[::1] what = ops
+    p[0, 1, :] = 1
+    p[1:, 1, :] = 0
     with nogil:
         for i in range(size):
             if n and op[i] == what[n - 1] and bytes[i] == o[2, n - 1]:
-                if o[3, n - 1] == 1:
-                    o[4, n - 1], o[5, n - 1] = address[i] - address[i - 1], cycle[i] - cycle[i - 1]
-                    o[3, n - 1] = 2
+                if p[0, 0, n - 1] == 1:
+                    p[1, 0, n - 1], p[2, 0, n - 1] = address[i] - address[i - 1], cycle[i] - cycle[i - 1]
+                    p[0, 0, n - 1] = 2
                     continue
-                if address[i] - address[i - 1] == o[4, n - 1] and cycle[i] - cycle[i - 1] == o[5, n - 1]:
-                    o[3, n - 1] += 1
+                if address[i] - address[i - 1] == p[1, 0, n - 1] and cycle[i] - cycle[i - 1] == p[2, 0, n - 1]:
+                    p[0, 0, n - 1] += 1
                     continue
-            o[0, n], o[1, n], o[2, n], o[3, n], o[4, n], o[5, n] = cycle[i], address[i], bytes[i], 1, 0, 0
-            what[n] = op[i]
+            o[0, n], o[1, n], o[2, n], what[n] = cycle[i], address[i], bytes[i], op[i]
+            p[0, 0, n], p[1, 0, n], p[2, 0, n] = 1, 0, 0
             n += 1
-    return (*(column[:n] for column in out), ops[:n])
+    return (*out[:, :n], ops[:n], *np.ascontiguousarray(loops[..., :n]))

@@ -1,7 +1,7 @@
 /* A pass in hardware order through models of its memories: every access is performed and logged where it happens.
  *
- * The models hold values: of x, h and the outputs the numbers themselves, of weights and stored partial sums which ones
- * they are. What the DPU reads is compared with what the arithmetic took; `wrong` counts the differences.
+ * The models hold values: of x, h and the outputs the numbers themselves, of weights and stored sums which ones they are.
+ * What each read of the DPUs delivers is compared with what the arithmetic took; `wrong` counts the differences.
  */
 #ifndef EPUR_PROBE_H
 #define EPUR_PROBE_H
@@ -15,15 +15,16 @@ enum { READ, WRITE };
 /* Places in a component that are accessed in patterns of their own. */
 enum { FETCHED, OF_X, OF_H, BIAS, PEEPHOLE, CELL, OUTPUT_H, PARTIAL, ROLES = PARTIAL + 4 };
 enum { INITIAL_ZERO, INITIAL_DRAM, INITIAL_KEPT };
+enum { FROM_DRAM, FROM_MEMORY, FROM_SPILLED };
 
-/* Accesses of one component at equal distances. */
+/* Accesses of one component in two nested loops, outermost first. */
 typedef struct {
-    int64_t component, cycle, address, bytes, count, by, wait, op;
+    int64_t component, cycle, address, bytes, op, count[2], by[2], wait[2];
 } epur_row;
 
 typedef struct {
-    ptrdiff_t row; /* under way, or -1 */
-    int64_t cycle, address; /* of its last access */
+    ptrdiff_t row;          /* under way, or -1 */
+    int64_t cycle, address; /* at which its last turn began */
 } epur_site;
 
 typedef struct {
@@ -34,98 +35,118 @@ typedef struct {
     int failed;
 } epur_log;
 
+/* One sequence of a pass. */
+typedef struct {
+    int64_t steps, x, y, state, spill; /* places: input row 0, own cells in output row 0, given state, spilled row 0 */
+    const float *source;   /* what holds x: rows, a half of the intermediate memory, or spilled rows part by part */
+    const float *operands; /* x as the arithmetic took it (steps, inputs) */
+    const float *values;   /* h as the arithmetic gave it (steps, cells) */
+    const float *initial;  /* h (nh * width) */
+    float *spilled;        /* own rows in DRAM (steps, nh * width), or NULL */
+    float *buffer;         /* input buffer, the same in all CUs: x, two slots of h */
+    uint8_t *stamps;       /* of which step each element of the buffer is */
+} epur_member;
+
 typedef struct {
     int64_t width, burst, capacity; /* DPU width; bytes */
-    int64_t cells, inputs, steps, nx, nh;
+    int64_t cells, inputs, nx, nh;
     int64_t sw[4], sb[4], be[4], pe[4];
     int64_t xe, ye, ce, sx, sy, sc;
     int64_t weights[4], inputs_of[4], row_of[4], mid, dram; /* component numbers */
     int64_t reverse, peepholes, load, initial;
     int64_t matrix[4], bank[4], rows, params; /* places */
-    int64_t x, x_pitch, x_sub, x_dram, y, y_pitch, y_base, state, kept, partials;
-    int64_t dpu, add, link, quantise, lookup, p, tm, tc, z, tail, pace;
-    int64_t tag; /* of the first weight */
-    /* models */
-    float *source;          /* rows of x where they come from */
-    float *out;             /* outputs where they go */
-    float *buffer[4];       /* input buffers: x, two slots of h */
-    float *latch[4];        /* what each DPU has read: x, h */
-    uint32_t *held[4];      /* weight buffers: number of each weight sub-vector */
-    uint32_t *row[4];       /* row buffers */
-    uint8_t *stored;        /* partial sums (steps, cells, 4) */
-    const float *values;    /* h of all steps (steps, cells) */
+    int64_t x_from, x_base, x_pitch, x_sub, y_pitch, y_base, kept, partials;
+    int64_t dpu, add, link, quantise, lookup, p, tm, tc, z;
+    int64_t tag, tag_x; /* of the first unit of weights, one byte for each multiplier of a DPU; of W_x that lies apart */
+    int64_t share, region;          /* sequences that share a read of weights; bytes of one's part of an input buffer */
+    int64_t stay, cell_at;          /* with stored sums: rows of W_h that stay, where c lies */
+    int64_t low, span, begun, pace; /* of a stretch: lowest true step, steps, the first, cycles between rows of W_x */
+    int64_t parts;                  /* of a spilled input */
+    const int64_t *part;            /* (parts, 3): row 0 in DRAM, cells, sub-vectors */
+    epur_member *members;
+    float *out;        /* half of the intermediate memory where outputs go */
+    uint32_t *held[4]; /* weight buffers: number of each unit */
+    uint32_t *row[4];  /* row buffers */
+    uint8_t *stored;   /* partial sums of a stretch (steps, cells, 4): of which step */
     int64_t wrong;
     epur_log *log;
 } epur_probe;
 
-static void log_new(epur_log *g, epur_site *s, int64_t component, int op, int64_t cycle, int64_t address, int64_t bytes) {
+static epur_row *log_new(epur_log *g, epur_site *s) {
     if (g->size == g->room) {
         const ptrdiff_t room = g->room ? 2 * g->room : 4096;
         epur_row *made = realloc(g->rows, (size_t)room * sizeof *made);
         if (!made) {
             g->failed = 1;
             g->size = 0;
-            return;
+            return g->rows;
         }
         g->rows = made, g->room = room;
     }
-    const epur_row made = {component, cycle, address, bytes, 1, 0, 0, op};
     s->row = g->size;
-    g->rows[g->size++] = made;
+    return &g->rows[g->size++];
+}
+
+/* Accesses that were performed one behind the other at equal distances; neighbours of one kind share a row. */
+static inline void events(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes,
+                          int64_t count, int64_t by, int64_t wait) {
+    epur_site *s = &g->sites[(component * 2 + op) * ROLES + role];
+    const int64_t jump = address - s->address, pause = cycle - s->cycle;
+    g->accesses += count;
+    s->cycle = cycle, s->address = address;
+    if (s->row >= 0) {
+        epur_row *r = &g->rows[s->row];
+        if (r->bytes == bytes && r->count[1] == count && (count == 1 || (r->by[1] == by && r->wait[1] == wait))) {
+            if (r->count[0] > 1 ? jump == r->by[0] && pause == r->wait[0] : pause >= (count - 1) * wait) {
+                r->count[0]++, r->by[0] = jump, r->wait[0] = pause;
+                return;
+            }
+        }
+    }
+    if (count == 1) by = wait = 0;
+    epur_row *made = log_new(g, s);
+    if (!g->failed) *made = (epur_row){component, cycle, address, bytes, op, {1, count}, {0, by}, {0, wait}};
 }
 
 /* One access, as it happens. */
 static inline void event(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes) {
-    epur_site *s = &g->sites[(component * 2 + op) * ROLES + role];
-    g->accesses++;
-    if (s->row >= 0) {
-        epur_row *r = &g->rows[s->row];
-        const int64_t by = address - s->address, wait = cycle - s->cycle;
-        if (r->bytes == bytes) {
-            if (r->count > 1 && by == r->by && wait == r->wait) {
-                r->count++, s->cycle = cycle, s->address = address;
-                return;
-            }
-            if (r->count == 1 && wait >= 0) {
-                r->count = 2, r->by = by, r->wait = wait, s->cycle = cycle, s->address = address;
-                return;
-            }
-        }
-    }
-    log_new(g, s, component, op, cycle, address, bytes);
-    s->cycle = cycle, s->address = address;
+    events(g, component, op, role, cycle, address, bytes, 1, 0, 0);
 }
 
-/* Accesses one behind the other at equal distances. */
-static inline void events(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes,
-                          int64_t count, int64_t by, int64_t wait) {
-    int64_t k = 0;
-    for (; k < count && k < 2; k++) event(g, component, op, role, cycle + k * wait, address + k * by, bytes);
-    if (k == count || g->failed) return;
-    epur_site *s = &g->sites[(component * 2 + op) * ROLES + role];
-    epur_row *r = &g->rows[s->row];
-    if (r->count > 1 && r->by == by && r->wait == wait) {
-        r->count += count - k, g->accesses += count - k;
-        s->cycle = cycle + (count - 1) * wait, s->address = address + (count - 1) * by;
-        return;
+/* Accesses k < count at cycle + floor(k size / pace) every, those of one cycle together. */
+static void paced(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t size,
+                  int64_t count, int64_t pace, int64_t every) {
+    for (int64_t k = 0, many; k < count; k += many) {
+        const int64_t turn = k * size / pace;
+        for (many = 1; k + many < count && (k + many) * size / pace == turn;) many++;
+        events(g, component, op, role, cycle + turn * every, address + k * size, size, many, size, 0);
     }
-    for (; k < count; k++) event(g, component, op, role, cycle + k * wait, address + k * by, bytes);
 }
 
 static inline int64_t bursts_of(const epur_probe *p, int64_t bytes) { return (bytes + p->burst - 1) / p->burst; }
+
+/* Bursts of a row of so many sub-vectors in all gates. */
+static int64_t row_bursts(const epur_probe *p, int64_t subs) {
+    int64_t sum = 0;
+    for (int q = 0; q < 4; q++) sum += bursts_of(p, subs * p->sw[q]);
+    return sum;
+}
 
 /* From DRAM to a buffer in sub-vectors; returns the bursts. */
 static int64_t fetch(epur_probe *p, int64_t cycle, int64_t source, int64_t total, const int64_t *targets, int count,
                      int role, int64_t address, int64_t size) {
     const int64_t bursts = bursts_of(p, total);
     events(p->log, p->dram, READ, FETCHED, cycle, source, p->burst, bursts, p->burst, 1);
-    for (int k = 0; k < count; k++)
-        for (int64_t s = 0; s < total / size; s++)
-            event(p->log, targets[k], WRITE, role, cycle + s * size / p->burst, address + s * size, size);
+    for (int k = 0; k < count; k++) paced(p->log, targets[k], WRITE, role, cycle, address, size, total / size, p->burst, 1);
     return bursts;
 }
 
-static int64_t time_of(const epur_probe *p, int64_t t) { return p->reverse ? p->steps - 1 - t : t; }
+static inline int64_t time_of(const epur_probe *p, const epur_member *m, int64_t t) {
+    return p->reverse ? m->steps - 1 - t : t;
+}
+
+/* The mark of step t in order of evaluation; the initial state is of step -1. */
+static inline uint8_t mark(int64_t t) { return (uint8_t)(1 + (t + 1) % 255); }
 
 static int holds_cell(const epur_probe *p, int gate) { return gate == 2 || (p->peepholes && gate < 2); }
 
@@ -141,29 +162,29 @@ static int64_t probe_parameters(epur_probe *p, int64_t begin) {
     return moved;
 }
 
-/* The initial state, behind `bursts` on the channel; h (nh * width) goes to slot 0. */
-static void probe_state(epur_probe *p, int64_t begin, int64_t bursts, int64_t h_at, int64_t c_at, const float *h) {
+/* The initial state of a sequence, behind `bursts` on the channel; h goes to `h_at`, c to `c_at`. */
+static void probe_state(epur_probe *p, int64_t member, int64_t begin, int64_t bursts, int64_t h_at, int64_t c_at) {
+    epur_member *m = &p->members[member];
+    epur_log *g = p->log;
     int64_t holders[4];
     int count = 0;
     for (int q = 0; q < 4; q++)
         if (holds_cell(p, q)) holders[count++] = p->inputs_of[q];
-    for (int q = 0; q < 4; q++) memcpy(p->buffer[q] + h_at / p->xe, h, (size_t)(p->nh * p->width) * sizeof *h);
+    const int kept = p->initial == INITIAL_KEPT;
+    const float *h = kept ? p->out + (m->state - p->y_base) / p->ye : m->initial;
+    memcpy(m->buffer + h_at / p->xe, h, (size_t)(p->nh * p->width) * sizeof *h);
+    memset(m->stamps + h_at / p->xe, mark(-1), (size_t)(p->nh * p->width));
+    h_at += member * p->region, c_at += member * p->region;
     if (p->initial == INITIAL_DRAM) {
         const int64_t size = p->nh * p->sx;
-        bursts += fetch(p, begin + bursts, p->state, size, p->inputs_of, 4, OF_H, h_at, p->sx);
-        fetch(p, begin + bursts, p->state + bursts_of(p, size) * p->burst, p->nh * p->sc, holders, count, CELL, c_at, p->sc);
+        bursts += fetch(p, begin + bursts, m->state, size, p->inputs_of, 4, OF_H, h_at, p->sx);
+        fetch(p, begin + bursts, m->state + bursts_of(p, size) * p->burst, p->nh * p->sc, holders, count, CELL, c_at, p->sc);
         return;
     }
-    const int kept = p->initial == INITIAL_KEPT;
-    for (int64_t s = 0; s < p->nh; s++) {
-        if (kept) event(p->log, p->mid, READ, OF_H, begin + s, p->state + s * p->sy, p->sy);
-        for (int q = 0; q < 4; q++) event(p->log, p->inputs_of[q], WRITE, OF_H, begin + s, h_at + s * p->sx, p->sx);
-    }
-    const int64_t after = begin + (kept ? p->nh : 0);
-    for (int64_t s = 0; s < p->nh; s++) {
-        if (kept) event(p->log, p->mid, READ, CELL, after + s, p->state + p->nh * p->sy + s * p->sc, p->sc);
-        for (int k = 0; k < count; k++) event(p->log, holders[k], WRITE, CELL, after + s, c_at + s * p->sc, p->sc);
-    }
+    if (kept) events(g, p->mid, READ, OF_H, begin, m->state, p->sy, p->nh, p->sy, 1);
+    for (int q = 0; q < 4; q++) events(g, p->inputs_of[q], WRITE, OF_H, begin, h_at, p->sx, p->nh, p->sx, 1);
+    if (kept) begin += p->nh, events(g, p->mid, READ, CELL, begin, m->state + p->nh * p->sy, p->sc, p->nh, p->sc, 1);
+    for (int k = 0; k < count; k++) events(g, holders[k], WRITE, CELL, begin, c_at, p->sc, p->nh, p->sc, 1);
 }
 
 /* The MUs' accesses for neuron k but for h's way to the input buffers; returns the cycle in which h is written. */
@@ -181,165 +202,239 @@ static int64_t multifunction(epur_probe *p, int64_t k, int64_t done, int64_t c_a
         if (q == 2) event(g, p->inputs_of[q], READ, CELL, done + p->tm + 1, c, p->ce);
         if (holds_cell(p, q)) event(g, p->inputs_of[q], WRITE, CELL, q == 2 ? done + p->tc : arrival, c, p->ce);
     }
-    if (p->kept >= 0) event(g, p->mid, WRITE, CELL, arrival, p->kept + p->nh * p->sy + k * p->ce, p->ce);
+    if (p->kept >= 0) event(g, p->mid, WRITE, CELL, arrival, p->kept + k * p->ce, p->ce);
     event(g, p->mid, WRITE, OUTPUT_H, out, y_at, p->ye);
     p->out[(y_at - p->y_base) / p->ye] = h;
     return out;
 }
 
-/* Sub-vectors of weights from `skip` on and of the operand at `from` for neuron k; they reach the latch at `to`. */
-static inline void products(epur_probe *p, int64_t k, int64_t row, int64_t skip, int64_t subs, int64_t cycle, int64_t from,
-                            int64_t to, int role) {
-    for (int q = 0; q < 4; q++) {
-        const int64_t size = p->sw[q], address = p->matrix[q] + (k * row + skip) * size;
-        const uint32_t *held = p->held[q];
-        const uint32_t expected = (uint32_t)(p->tag + k * row + skip);
-        const int64_t first = address / p->width, step = size / p->width;
-        int64_t wrong = 0;
-        events(p->log, p->weights[q], READ, role, cycle, address, size, subs, size, 1);
-        for (int64_t s = 0; s < subs; s++) wrong += held[first + s * step] != expected + (uint32_t)s;
-        p->wrong += wrong;
-        events(p->log, p->inputs_of[q], READ, role, cycle, from, p->sx, subs, p->sx, 1);
-        if (k == 0) memcpy(p->latch[q] + to, p->buffer[q] + from / p->xe, (size_t)(subs * p->width) * sizeof(float));
-    }
+/* Units of row k of a matrix are written, or read. */
+static inline void put(uint32_t *held, int64_t tag, int64_t k, int64_t units) {
+    for (int64_t u = 0; u < units; u++) held[u] = (uint32_t)(tag + k * units + u);
 }
 
-/* Rows of weights from DRAM, gate by gate; returns the bursts. */
-static int64_t fetch_row(epur_probe *p, int64_t cycle, int64_t source, int64_t k, int64_t subs) {
+static inline void check(epur_probe *p, const uint32_t *held, int64_t tag, int64_t k, int64_t units) {
+    const uint32_t first = (uint32_t)(tag + k * units);
+    uint32_t wrong = 0;
+    for (int64_t u = 0; u < units; u++) wrong |= held[u] ^ (first + (uint32_t)u);
+    p->wrong += wrong != 0;
+}
+
+/* One gate's row k of `subs` sub-vectors of weights, which lies in slot `lies`, is read, a sub-vector every `wait`. */
+static inline void read_weights(epur_probe *p, int q, int64_t tag, int64_t k, int64_t lies, int64_t subs, int64_t cycle,
+                                int64_t wait) {
+    const int64_t size = p->sw[q], address = p->matrix[q] + lies * subs * size;
+    events(p->log, p->weights[q], READ, OF_X, cycle, address, size, subs, size, wait);
+    check(p, p->held[q] + address / p->width, tag, k, subs * size / p->width);
+}
+
+/* Row k of a matrix comes from DRAM to slot `lies`, gate by gate; returns the bursts. */
+static int64_t fetch_row(epur_probe *p, int64_t cycle, int64_t source, int64_t tag, int64_t k, int64_t lies, int64_t subs) {
     int64_t moved = 0;
     for (int q = 0; q < 4; q++) {
-        const int64_t size = subs * p->sw[q], address = p->matrix[q] + k * size;
-        for (int64_t s = 0; s < subs; s++)
-            p->held[q][(address + s * p->sw[q]) / p->width] = (uint32_t)(p->tag + k * subs + s);
+        const int64_t size = subs * p->sw[q], address = p->matrix[q] + lies * size;
+        put(p->held[q] + address / p->width, tag, k, size / p->width);
         moved += fetch(p, cycle + moved, source + moved * p->burst, size, &p->weights[q], 1, FETCHED, address, p->sw[q]);
     }
     return moved;
 }
 
-static void compare(epur_probe *p, int64_t at, const float *wanted, int64_t count) {
-    for (int q = 0; q < 4; q++) p->wrong += memcmp(p->latch[q] + at, wanted, (size_t)count * sizeof *wanted) != 0;
+/* An operand's sub-vectors at `from` (of a sequence's part of the buffers) are read by all CUs. */
+static inline void read_operand(epur_probe *p, int64_t member, int64_t cycle, int64_t from, int64_t subs, int64_t wait,
+                                int role, int64_t elements, uint8_t expected) {
+    const epur_member *m = &p->members[member];
+    const uint8_t *stamps = m->stamps + from / p->xe;
+    uint8_t wrong = 0;
+    for (int q = 0; q < 4; q++)
+        events(p->log, p->inputs_of[q], READ, role, cycle, member * p->region + from, p->sx, subs, p->sx, wait);
+    for (int64_t e = 0; e < elements; e++) wrong |= stamps[e] ^ expected;
+    p->wrong += wrong != 0;
 }
 
-/* Step t of a pass in E-PUR's order, begun at `start`, the load of step 0 at `loaded`; returns the cycle of the last h.
- * x and h: the operands that the arithmetic took. */
-static int64_t probe_epur(epur_probe *p, int64_t t, int64_t start, int64_t loaded, const float *x, const float *h) {
+/* Whether the buffer holds the numbers that the arithmetic took. */
+static void compare(epur_probe *p, const epur_member *m, int64_t from, const float *wanted, int64_t count) {
+    p->wrong += memcmp(m->buffer + from / p->xe, wanted, (size_t)count * sizeof *wanted) != 0;
+}
+
+/* x of a true time step leaves where it lies and comes to the input buffers, a sub-vector every `wait` cycles. */
+static void bring_x(epur_probe *p, int64_t member, int64_t t, int64_t true_t, int64_t cycle, int64_t wait) {
+    epur_member *m = &p->members[member];
     epur_log *g = p->log;
-    const int64_t n = p->nx + p->nh, true_t = time_of(p, t), x_row = p->x + true_t * p->x_pitch;
-    const int64_t slot = (p->nx + t % 2 * p->nh) * p->sx, other = (p->nx + (t + 1) % 2 * p->nh) * p->sx;
-    const int64_t c_at = (p->nx + 2 * p->nh) * p->sx;
-    int64_t of_neuron = 0, last = 0;
-    for (int q = 0; q < 4; q++) of_neuron += bursts_of(p, n * p->sw[q]);
-    if (p->x_dram)
-        for (int64_t j = 0; j < bursts_of(p, p->nx * p->sx); j++)
-            event(g, p->dram, READ, OF_X, start + j * p->burst / p->sx, x_row + j * p->burst, p->burst);
-    for (int64_t s = 0; s < p->nx; s++) {
-        const int64_t address = x_row + s * p->x_sub;
-        if (!p->x_dram) event(g, p->mid, READ, OF_X, start + s, address, p->x_sub);
-        const float *from = p->source + (address - p->x) / (p->x_sub / p->width);
-        if (p->x_dram) from = p->source + true_t * p->nx * p->width + s * p->width;
-        for (int q = 0; q < 4; q++) {
-            event(g, p->inputs_of[q], WRITE, OF_X, start + s, s * p->sx, p->sx);
-            memcpy(p->buffer[q] + s * p->width, from, (size_t)p->width * sizeof *from);
+    const int64_t address = m->x + true_t * p->x_pitch;
+    if (p->x_from == FROM_MEMORY) {
+        events(g, p->mid, READ, OF_X, cycle, address, p->x_sub, p->nx, p->x_sub, wait);
+        const float *from = m->source + (address - p->x_base) / (p->x_sub / p->width);
+        memcpy(m->buffer, from, (size_t)(p->nx * p->width) * sizeof *from);
+    } else if (p->x_from == FROM_DRAM) {
+        paced(g, p->dram, READ, OF_X, cycle, address, p->burst, bursts_of(p, p->nx * p->sx), p->sx, wait);
+        const float *from = m->source + true_t * p->nx * p->width;
+        memcpy(m->buffer, from, (size_t)(p->nx * p->width) * sizeof *from);
+    } else {
+        const float *rows = m->source;
+        int64_t before = 0, at = 0;
+        for (int64_t k = 0; k < p->parts; k++) {
+            const int64_t *part = p->part + 3 * k, size = part[2] * p->sy, bursts = bursts_of(p, size);
+            const int64_t row = part[0] + true_t * bursts * p->burst;
+            paced(g, p->dram, READ, OF_X, cycle + before * wait, row, p->burst, bursts, p->sy, wait);
+            memcpy(m->buffer + at, rows + true_t * part[2] * p->width, (size_t)part[1] * sizeof *rows);
+            rows += m->steps * part[2] * p->width, before += part[2], at += part[1];
         }
     }
-    for (int64_t k = 0; k < p->cells; k++) {
-        if (t == 0 && p->load) fetch_row(p, loaded + k * p->pace, p->rows + k * of_neuron * p->burst, k, n);
-        const int64_t a = start + k * (t == 0 ? p->pace : n);
-        products(p, k, n, 0, p->nx, a, 0, 0, OF_X);
-        products(p, k, n, p->nx, p->nh, a + p->nx, slot, p->nx * p->width, OF_H);
-        const float value = p->values[true_t * p->cells + k];
-        const int64_t y_at = p->y + true_t * p->y_pitch + k * p->ye;
-        last = multifunction(p, k, a + n - 1 + p->dpu, c_at, y_at, value);
-        for (int q = 0; q < 4; q++) {
-            event(g, p->inputs_of[q], WRITE, OUTPUT_H, last, other + k * p->xe, p->xe);
-            p->buffer[q][other / p->xe + k] = value;
-        }
+    memset(m->stamps, mark(t), (size_t)(p->nx * p->width));
+    for (int q = 0; q < 4; q++)
+        events(g, p->inputs_of[q], WRITE, OF_X, cycle, member * p->region, p->sx, p->nx, p->sx, wait);
+}
+
+/* Step t of a pass in E-PUR's order, for the first `left` sequences; begun at `start`, neurons `pace` cycles apart, the
+ * load of step 0 at `loaded`. Returns the last cycle in which an h is written.
+ *
+ * Within the step, what does not depend on one another is walked kind by kind. */
+static int64_t probe_epur(epur_probe *p, int64_t t, int64_t left, int64_t start, int64_t pace, int64_t loaded) {
+    const int64_t n = p->nx + p->nh, h_at = p->nx * p->sx, swing = p->nh * p->sx;
+    const int64_t slot = h_at + t % 2 * swing, other = h_at + (t + 1) % 2 * swing;
+    const int64_t of_neuron = row_bursts(p, n) * p->burst;
+    int64_t last = 0;
+    if (t == 0 && p->load)
+        for (int64_t k = 0; k < p->cells; k++) fetch_row(p, loaded + k * pace, p->rows + k * of_neuron, p->tag, k, k, n);
+    for (int64_t first = 0; first < left; first += p->share) {
+        const int64_t together = left - first < p->share ? left - first : p->share;
+        for (int q = 0; q < 4; q++)
+            for (int64_t k = 0; k < p->cells; k++) read_weights(p, q, p->tag, k, k, n, start + first * n + k * pace, together);
     }
-    compare(p, 0, x, p->inputs);
-    compare(p, p->nx * p->width, h, p->cells);
+    for (int64_t member = 0; member < left; member++) {
+        epur_member *m = &p->members[member];
+        const int64_t group = member / p->share * p->share, true_t = time_of(p, m, t);
+        const int64_t wait = left - group < p->share ? left - group : p->share;
+        const int64_t begin = start + group * n + member - group, base = member * p->region;
+        const float *h = t ? m->values + time_of(p, m, t - 1) * p->cells : m->initial;
+        bring_x(p, member, t, true_t, begin, wait);
+        compare(p, m, 0, m->operands + true_t * p->inputs, p->inputs);
+        compare(p, m, slot, h, p->cells);
+        for (int64_t k = 0; k < p->cells; k++) {
+            const int64_t a = begin + k * pace, y_at = m->y + (m->spilled ? t % 2 * p->nh * p->sy : true_t * p->y_pitch);
+            const float value = m->values[true_t * p->cells + k];
+            read_operand(p, member, a, 0, p->nx, wait, OF_X, p->inputs, mark(t));
+            read_operand(p, member, a + p->nx * wait, slot, p->nh, wait, OF_H, p->cells, mark(t - 1));
+            const int64_t done = a + (n - 1) * wait + p->dpu;
+            const int64_t written = multifunction(p, k, done, base + h_at + 2 * swing, y_at + k * p->ye, value);
+            for (int q = 0; q < 4; q++) event(p->log, p->inputs_of[q], WRITE, OUTPUT_H, written, base + other + k * p->xe, p->xe);
+            m->buffer[other / p->xe + k] = value, m->stamps[other / p->xe + k] = mark(t);
+            if (written > last) last = written;
+        }
+        if (!m->spilled) continue;
+        const int64_t from = m->y + t % 2 * p->nh * p->sy, size = p->nh * p->sy, bursts = bursts_of(p, size);
+        memcpy(m->spilled + true_t * p->nh * p->width, p->out + (from - p->y_base) / p->ye,
+               (size_t)p->cells * sizeof(float));
+        paced(p->log, p->mid, READ, FETCHED, last + 1, from, p->sy, p->nh, p->burst, 1);
+        events(p->log, p->dram, WRITE, FETCHED, last + 1, m->spill + true_t * bursts * p->burst, p->burst, bursts, p->burst, 1);
+    }
     return last;
 }
 
-/* MWL: neuron k's forward products over all time steps, its rows fetched at `loaded`, x (steps, inputs). */
-static void probe_forward(epur_probe *p, int64_t k, int64_t loaded, const float *x) {
-    epur_log *g = p->log;
-    int64_t moved = 0, of_x = 0, of_h = 0, per_neuron = 0;
+/* All rows of a pass come before it begins. */
+static void probe_prefetch(epur_probe *p, int64_t begin, int64_t pace) {
+    const int64_t n = p->nx + p->nh, of_neuron = row_bursts(p, n) * p->burst;
+    for (int64_t k = 0; k < p->cells; k++) fetch_row(p, begin + k * pace, p->rows + k * of_neuron, p->tag, k, k, n);
+}
+
+/* A neuron's forward sums go to the intermediate memory, or come back. */
+static void sums(epur_probe *p, int op, int64_t t, int64_t k, int64_t cycle) {
+    const int64_t row = (time_of(p, p->members, t) - p->low) * p->cells + k;
+    int64_t address = p->partials + row * (p->pe[0] + p->pe[1] + p->pe[2] + p->pe[3]);
     for (int q = 0; q < 4; q++) {
-        of_x += bursts_of(p, p->nx * p->sw[q]), of_h += bursts_of(p, p->nh * p->sw[q]);
-        per_neuron += p->pe[q];
-    }
-    for (int q = 0; q < 4; q++) {
-        const int64_t size = p->nx * p->sw[q], address = k % 2 * size;
-        for (int64_t s = 0; s < p->nx; s++) p->row[q][(address + s * p->sw[q]) / p->width] = (uint32_t)(k * p->nx + s);
-        moved += fetch(p, loaded + moved, p->rows + (k * of_x + moved) * p->burst, size, &p->row_of[q], 1, FETCHED, address,
-                       p->sw[q]);
-    }
-    fetch_row(p, loaded + of_x, p->rows + (p->cells * of_x + k * of_h) * p->burst, k, p->nh);
-    for (int64_t t = 0; t < p->steps; t++) {
-        const int64_t true_t = time_of(p, t), first = loaded + p->pace + t * p->nx;
-        const int64_t x_row = p->x + true_t * p->x_pitch;
-        for (int64_t s = 0; s < p->nx; s++) {
-            const int64_t address = x_row + s * p->x_sub;
-            event(g, p->mid, READ, OF_X, first + s, address, p->x_sub);
-            const float *from = p->source + (address - p->x) / (p->x_sub / p->width);
-            for (int q = 0; q < 4; q++) memcpy(p->buffer[q] + s * p->width, from, (size_t)p->width * sizeof *from);
-        }
-        for (int q = 0; q < 4; q++) {
-            const int64_t own = k % 2 * p->nx * p->sw[q];
-            const int64_t at = own / p->width, step = p->sw[q] / p->width;
-            events(g, p->row_of[q], READ, OF_X, first, own, p->sw[q], p->nx, p->sw[q], 1);
-            for (int64_t s = 0; s < p->nx; s++) p->wrong += p->row[q][at + s * step] != (uint32_t)(k * p->nx + s);
-            events(g, p->inputs_of[q], WRITE, OF_X, first, 0, p->sx, p->nx, p->sx, 1);
-            events(g, p->inputs_of[q], READ, OF_X, first, 0, p->sx, p->nx, p->sx, 1);
-            memcpy(p->latch[q], p->buffer[q], (size_t)(p->nx * p->width) * sizeof(float));
-        }
-        compare(p, 0, x + true_t * p->inputs, p->inputs);
-        int64_t address = p->partials + (true_t * p->cells + k) * per_neuron;
-        for (int q = 0; q < 4; q++) {
-            event(g, p->mid, WRITE, PARTIAL + q, first + p->nx - 1 + p->dpu + p->quantise, address, p->pe[q]);
-            p->stored[(true_t * p->cells + k) * 4 + q] = 1;
-            address += p->pe[q];
-        }
+        event(p->log, p->mid, op, PARTIAL + q, cycle, address, p->pe[q]);
+        if (op == WRITE)
+            p->stored[row * 4 + q] = mark(t);
+        else
+            p->wrong += p->stored[row * 4 + q] != mark(t);
+        address += p->pe[q];
     }
 }
 
-/* MWL: recurrent step t, begun at `start`; returns the cycle of the last h. `h`: what the arithmetic took. */
-static int64_t probe_recurrent(epur_probe *p, int64_t t, int64_t start, const float *h) {
-    epur_log *g = p->log;
-    const int64_t true_t = time_of(p, t), before = t ? time_of(p, t - 1) : 0;
-    int64_t per_neuron = 0, last = 0;
-    for (int q = 0; q < 4; q++) per_neuron += p->pe[q];
-    for (int64_t s = 0; t && s < p->nh; s++) {
-        const int64_t address = p->y + before * p->y_pitch + s * p->sy;
-        event(g, p->mid, READ, OF_H, start + s, address, p->sy);
-        const float *from = p->out + (address - p->y_base) / p->ye;
-        for (int q = 0; q < 4; q++) {
-            event(g, p->inputs_of[q], WRITE, OF_H, start + s, s * p->sx, p->sx);
-            memcpy(p->buffer[q] + s * p->width, from, (size_t)p->width * sizeof *from);
-        }
+/* x of step t comes from the intermediate memory. */
+static void stored_x(epur_probe *p, int64_t t, int64_t cycle) {
+    epur_member *m = p->members;
+    const int64_t true_t = time_of(p, m, t);
+    bring_x(p, 0, t, true_t, cycle, 1);
+    compare(p, m, 0, m->operands + true_t * p->inputs, p->inputs);
+}
+
+/* MWL: neuron k's forward products over a stretch, its rows fetched at `loaded`. */
+static void probe_forward(epur_probe *p, int64_t k, int64_t loaded) {
+    const int64_t of_x = row_bursts(p, p->nx), of_h = row_bursts(p, p->nh), tag = p->tag_x;
+    int64_t moved = 0;
+    for (int q = 0; q < 4; q++) {
+        const int64_t size = p->nx * p->sw[q], address = k % 2 * size;
+        put(p->row[q] + address / p->width, tag, k, size / p->width);
+        moved += fetch(p, loaded + moved, p->rows + (k * of_x + moved) * p->burst, size, &p->row_of[q], 1, FETCHED, address,
+                       p->sw[q]);
     }
+    if (p->begun == 0 && k < p->stay)
+        fetch_row(p, loaded + of_x, p->rows + (p->cells * of_x + k * of_h) * p->burst, p->tag, k, k, p->nh);
+    for (int64_t t = p->begun; t < p->begun + p->span; t++) {
+        const int64_t first = loaded + p->pace + (t - p->begun) * p->nx;
+        stored_x(p, t, first);
+        for (int q = 0; q < 4; q++) {
+            const int64_t size = p->nx * p->sw[q], address = k % 2 * size;
+            events(p->log, p->row_of[q], READ, OF_X, first, address, p->sw[q], p->nx, p->sw[q], 1);
+            check(p, p->row[q] + address / p->width, tag, k, size / p->width);
+        }
+        read_operand(p, 0, first, 0, p->nx, 1, OF_X, p->inputs, mark(t));
+        sums(p, WRITE, t, k, first + p->nx - 1 + p->dpu + p->quantise);
+    }
+}
+
+/* Tiles: forward products of the `count` neurons from k on over a stretch; returns the cycle after. */
+static int64_t probe_tile(epur_probe *p, int64_t k, int64_t count, int64_t cycle) {
+    const int64_t tag = p->tag_x, of_x = row_bursts(p, p->nx) * p->burst;
+    int64_t first = cycle + p->pace;
+    for (int64_t t = p->begun; t < p->begun + p->span; t++) {
+        const int64_t wait = t == p->begun ? p->pace : p->nx;
+        stored_x(p, t, first);
+        for (int64_t j = 0; j < count; j++, first += wait) {
+            if (t == p->begun) fetch_row(p, first - p->pace, p->rows + (k + j) * of_x, tag, k + j, j, p->nx);
+            for (int q = 0; q < 4; q++) read_weights(p, q, tag, k + j, j, p->nx, first, 1);
+            read_operand(p, 0, first, 0, p->nx, 1, OF_X, p->inputs, mark(t));
+            sums(p, WRITE, t, k + j, first + p->nx - 1 + p->dpu);
+        }
+        first += p->nx - wait;
+    }
+    return first;
+}
+
+/* MWL and tiles: recurrent step t, begun at `start` with `here` rows of W_h in the buffers, the others `pace` cycles
+ * apart; sums come back with the DPU's result, or (`early`) before. Returns the cycle of the last h. */
+static int64_t probe_recurrent(epur_probe *p, int64_t t, int64_t start, int64_t here, int64_t pace, int early) {
+    epur_member *m = p->members;
+    const int64_t true_t = time_of(p, m, t), of_x = row_bursts(p, p->nx), of_h = row_bursts(p, p->nh);
+    const float *h = t ? m->values + time_of(p, m, t - 1) * p->cells : m->initial;
+    int64_t last = 0;
+    if (t) {
+        const int64_t address = m->y + time_of(p, m, t - 1) * p->y_pitch;
+        events(p->log, p->mid, READ, OF_H, start, address, p->sy, p->nh, p->sy, 1);
+        memcpy(m->buffer, p->out + (address - p->y_base) / p->ye, (size_t)(p->nh * p->width) * sizeof(float));
+        memset(m->stamps, mark(t - 1), (size_t)(p->nh * p->width));
+        for (int q = 0; q < 4; q++) events(p->log, p->inputs_of[q], WRITE, OF_H, start, 0, p->sx, p->nh, p->sx, 1);
+    }
+    compare(p, m, 0, h, p->cells);
     for (int64_t k = 0; k < p->cells; k++) {
-        const int64_t a = start + k * p->nh, done = a + p->nh - 1 + p->dpu;
-        products(p, k, p->nh, 0, p->nh, a, 0, 0, OF_H);
-        int64_t address = p->partials + (true_t * p->cells + k) * per_neuron;
-        for (int q = 0; q < 4; q++) {
-            event(g, p->mid, READ, PARTIAL + q, done, address, p->pe[q]);
-            p->wrong += !p->stored[(true_t * p->cells + k) * 4 + q];
-            address += p->pe[q];
-        }
-        last = multifunction(p, k, done + p->lookup + p->add, p->nh * p->sx, p->y + true_t * p->y_pitch + k * p->ye,
-                             p->values[true_t * p->cells + k]);
+        const int64_t a = start + (k < here ? k * p->nh : here * p->nh + (k - here + 1) * pace);
+        const int64_t done = a + p->nh - 1 + p->dpu, lies = k < p->stay ? k : p->stay + (k - p->stay) % 2;
+        if (k >= here) fetch_row(p, a - pace, p->rows + (p->cells * of_x + k * of_h) * p->burst, p->tag, k, lies, p->nh);
+        for (int q = 0; q < 4; q++) read_weights(p, q, p->tag, k, lies, p->nh, a, 1);
+        read_operand(p, 0, a, 0, p->nh, 1, OF_H, p->cells, mark(t - 1));
+        sums(p, READ, t, k, early ? a : done);
+        last = multifunction(p, k, done + p->lookup + p->add, p->cell_at, m->y + true_t * p->y_pitch + k * p->ye,
+                             m->values[true_t * p->cells + k]);
     }
-    compare(p, 0, h, p->cells);
     return last;
 }
 
 /* From the intermediate memory to DRAM. */
 static void probe_store(epur_probe *p, int64_t cycle, int64_t source, int64_t total, int64_t target) {
-    for (int64_t s = 0; s < total / p->sy; s++)
-        event(p->log, p->mid, READ, FETCHED, cycle + s * p->sy / p->burst, source + s * p->sy, p->sy);
-    for (int64_t j = 0; j < bursts_of(p, total); j++)
-        event(p->log, p->dram, WRITE, FETCHED, cycle + j, target + j * p->burst, p->burst);
+    const int64_t bursts = bursts_of(p, total);
+    paced(p->log, p->mid, READ, FETCHED, cycle, source, p->sy, total / p->sy, p->burst, 1);
+    events(p->log, p->dram, WRITE, FETCHED, cycle, target, p->burst, bursts, p->burst, 1);
 }
 
 #endif

@@ -16,7 +16,7 @@ import numpy as np
 cdef extern from "probe.h" nogil:
     enum: ROLES
     ctypedef struct epur_row:
-        int64_t component, cycle, address, bytes, count, by, wait, op
+        int64_t component
     ctypedef struct epur_site:
         ptrdiff_t row
     ctypedef struct epur_log:
@@ -25,8 +25,17 @@ cdef extern from "probe.h" nogil:
         epur_site *sites
         int64_t accesses
         int failed
+    ctypedef struct epur_member:
+        int64_t steps, x, y, state, spill
+        const float *source
+        const float *operands
+        const float *values
+        const float *initial
+        float *spilled
+        float *buffer
+        uint8_t *stamps
     ctypedef struct epur_probe:
-        int64_t width, burst, capacity, cells, inputs, steps, nx, nh
+        int64_t width, burst, capacity, cells, inputs, nx, nh
         int64_t sw[4]
         int64_t sb[4]
         int64_t be[4]
@@ -38,29 +47,30 @@ cdef extern from "probe.h" nogil:
         int64_t mid, dram, reverse, peepholes, load, initial
         int64_t matrix[4]
         int64_t bank[4]
-        int64_t rows, params, x, x_pitch, x_sub, x_dram, y, y_pitch, y_base, state, kept, partials
-        int64_t dpu, add, link, quantise, lookup, p, tm, tc, z, tail, pace, tag
-        float *source
+        int64_t rows, params, x_from, x_base, x_pitch, x_sub, y_pitch, y_base, kept, partials
+        int64_t dpu, add, link, quantise, lookup, p, tm, tc, z, tag, tag_x, share, region, stay, cell_at
+        int64_t low, span, begun, pace, parts
+        const int64_t *part
+        epur_member *members
         float *out
-        float *buffer[4]
-        float *latch[4]
         uint32_t *held[4]
         uint32_t *row[4]
         uint8_t *stored
-        const float *values
         int64_t wrong
         epur_log *log
     int64_t fetch(epur_probe *, int64_t, int64_t, int64_t, const int64_t *, int, int, int64_t, int64_t)
     int64_t probe_parameters(epur_probe *, int64_t)
-    void probe_state(epur_probe *, int64_t, int64_t, int64_t, int64_t, const float *)
-    int64_t probe_epur(epur_probe *, int64_t, int64_t, int64_t, const float *, const float *)
-    void probe_forward(epur_probe *, int64_t, int64_t, const float *)
-    int64_t probe_recurrent(epur_probe *, int64_t, int64_t, const float *)
+    void probe_state(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t)
+    int64_t probe_epur(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t)
+    void probe_prefetch(epur_probe *, int64_t, int64_t)
+    void probe_forward(epur_probe *, int64_t, int64_t)
+    int64_t probe_tile(epur_probe *, int64_t, int64_t, int64_t)
+    int64_t probe_recurrent(epur_probe *, int64_t, int64_t, int64_t, int64_t, int)
     void probe_store(epur_probe *, int64_t, int64_t, int64_t, int64_t)
 
 
 cdef class Log:
-    """Accesses as they are performed, neighbours at equal distances as one row."""
+    """Accesses as they are performed, neighbours at equal distances as one row of two nested loops."""
 
     cdef epur_log g
     cdef ptrdiff_t sites
@@ -92,10 +102,13 @@ cdef class Log:
         return self.g.accesses
 
     def take(self):
-        """The rows since the last call, int64 (n, 8): component, cycle, address, bytes, count, both strides, op."""
+        """The rows since the last call, int64 (n, 11).
+
+        Component, cycle, address, bytes, op, then counts, address and cycle strides, outermost first.
+        """
         if self.g.failed:
             raise MemoryError
-        cdef int64_t[:, ::1] out = np.empty((self.g.size, 8), np.int64)
+        cdef int64_t[:, ::1] out = np.empty((self.g.size, 11), np.int64)
         if self.g.size:
             memcpy(&out[0, 0], self.g.rows, self.g.size * sizeof(epur_row))
         self.reset()
@@ -105,43 +118,64 @@ cdef class Log:
 cdef class Walk:
     """One pass; `numbers` holds the integers of ``epur_probe``, lists of four by gate.
 
-    Arrays, INOUT but values: source and out float32 (elements,), buffers and latches float32 (4, elements), held and
-    rows uint32 (4, sub-vectors), stored uint8 (steps * cells * 4), values float32 (steps, cells).
+    `members` holds for each sequence the integers of ``epur_member`` and its arrays, INOUT but the first four: source
+    float32 (elements,), operands (steps, inputs), values (steps, cells), initial (nh * width,), spilled (elements,) or
+    None, buffer (elements,) and stamps uint8 (elements,). `out` is float32 (elements,); held and rows are uint32 (4,
+    units), stored is uint8 (sums,), part int64 (parts, 3).
     """
 
     cdef epur_probe p
     cdef list kept
 
-    def __init__(self, Log log, numbers, float[::1] source, float[::1] out, float[:, ::1] buffers,
-                 float[:, ::1] latches, uint32_t[:, ::1] held, uint32_t[:, ::1] rows, uint8_t[::1] stored,
-                 const float[:, ::1] values):
-        cdef int q
+    def __cinit__(self):
         memset(&self.p, 0, sizeof(self.p))
-        self.kept = [log, source, out, buffers, latches, held, rows, stored, values]
+
+    def __dealloc__(self):
+        free(self.p.members)
+
+    def __init__(self, Log log, numbers, members, float[::1] out, uint32_t[:, ::1] held, uint32_t[:, ::1] rows,
+                 uint8_t[::1] stored, const int64_t[:, ::1] part):
+        cdef int q
+        cdef epur_member *m
+        cdef const float[::1] source, initial
+        cdef const float[:, ::1] operands, values
+        cdef float[::1] spilled, buffer
+        cdef uint8_t[::1] stamps
+        self.kept = [log, members, out, held, rows, stored, part]
         n = numbers
         self.p.log = &log.g
         self.p.width, self.p.burst, self.p.capacity = n["width"], n["burst"], n["capacity"]
-        self.p.cells, self.p.inputs, self.p.steps = n["cells"], n["inputs"], n["steps"]
-        self.p.nx, self.p.nh = n["nx"], n["nh"]
+        self.p.cells, self.p.inputs, self.p.nx, self.p.nh = n["cells"], n["inputs"], n["nx"], n["nh"]
         self.p.xe, self.p.ye, self.p.ce, self.p.sx, self.p.sy, self.p.sc = (
             n["xe"], n["ye"], n["ce"], n["sx"], n["sy"], n["sc"])
         self.p.mid, self.p.dram, self.p.reverse, self.p.peepholes = n["mid"], n["dram"], n["reverse"], n["peepholes"]
         self.p.load, self.p.initial, self.p.rows, self.p.params = n["load"], n["initial"], n["rows"], n["params"]
-        self.p.x, self.p.x_pitch, self.p.x_sub, self.p.x_dram = n["x"], n["x_pitch"], n["x_sub"], n["x_dram"]
-        self.p.y, self.p.y_pitch, self.p.y_base, self.p.state = n["y"], n["y_pitch"], n["y_base"], n["state"]
-        self.p.kept, self.p.partials, self.p.dpu, self.p.add = n["kept"], n["partials"], n["dpu"], n["add"]
-        self.p.link, self.p.quantise, self.p.lookup = n["link"], n["quantise"], n["lookup"]
-        self.p.p, self.p.tm, self.p.tc, self.p.z, self.p.tag = n["p"], n["tm"], n["tc"], n["z"], n["tag"]
-        self.p.pace = n["pace"]
+        self.p.x_from, self.p.x_base, self.p.x_pitch, self.p.x_sub = n["x_from"], n["x_base"], n["x_pitch"], n["x_sub"]
+        self.p.y_pitch, self.p.y_base, self.p.kept, self.p.partials = n["y_pitch"], n["y_base"], n["kept"], n["partials"]
+        self.p.dpu, self.p.add, self.p.link, self.p.quantise, self.p.lookup = (
+            n["dpu"], n["add"], n["link"], n["quantise"], n["lookup"])
+        self.p.p, self.p.tm, self.p.tc, self.p.z = n["p"], n["tm"], n["tc"], n["z"]
+        self.p.tag, self.p.tag_x, self.p.share, self.p.region = n["tag"], n["tag_x"], n["share"], n["region"]
+        self.p.stay, self.p.cell_at = n["stay"], n["cell_at"]
         for q in range(4):
             self.p.sw[q], self.p.sb[q], self.p.be[q], self.p.pe[q] = n["sw"][q], n["sb"][q], n["be"][q], n["pe"][q]
             self.p.weights[q], self.p.inputs_of[q] = n["weights"][q], n["inputs_of"][q]
             self.p.row_of[q] = n["row_of"][q]
             self.p.matrix[q], self.p.bank[q] = n["matrix"][q], n["bank"][q]
-            self.p.buffer[q], self.p.latch[q] = &buffers[q, 0], &latches[q, 0]
             self.p.held[q], self.p.row[q] = &held[q, 0], &rows[q, 0]
-        self.p.source, self.p.out = &source[0], &out[0]
-        self.p.stored, self.p.values = &stored[0], &values[0, 0]
+        self.p.parts = len(part)
+        self.p.part = &part[0, 0] if len(part) else NULL
+        self.p.out, self.p.stored = &out[0], &stored[0]
+        self.p.members = <epur_member *>calloc(len(members), sizeof(epur_member))
+        if self.p.members == NULL:
+            raise MemoryError
+        for q, given in enumerate(members):
+            m = &self.p.members[q]
+            m.steps, m.x, m.y, m.state, m.spill = given[:5]
+            source, operands, values, initial, spilled, buffer, stamps = given[5:]
+            m.source, m.operands, m.values, m.initial = &source[0], &operands[0, 0], &values[0, 0], &initial[0]
+            m.spilled = &spilled[0] if spilled is not None else NULL
+            m.buffer, m.stamps = &buffer[0], &stamps[0]
 
     @property
     def wrong(self):
@@ -152,31 +186,46 @@ cdef class Walk:
         """Fetch biases and peepholes; returns the bursts."""
         return probe_parameters(&self.p, begin)
 
-    def state(self, int64_t begin, int64_t bursts, int64_t h_at, int64_t c_at, const float[::1] h):
-        """The initial state comes; h (nh * width,)."""
-        probe_state(&self.p, begin, bursts, h_at, c_at, &h[0])
+    def state(self, int64_t member, int64_t begin, int64_t bursts, int64_t h_at, int64_t c_at):
+        """The initial state of a sequence comes, behind so many bursts on the channel."""
+        probe_state(&self.p, member, begin, bursts, h_at, c_at)
 
     def stage(self, int64_t cycle, int64_t source, int64_t size, int64_t target):
         """A row of the network's input to the intermediate memory."""
         fetch(&self.p, cycle, source, size, &self.p.mid, 1, 0, target, self.p.sx)
 
-    def epur(self, int64_t t, int64_t start, int64_t loaded, const float[::1] x, const float[::1] h):
-        """Step t in E-PUR's order; returns the cycle of its last write of h."""
+    def prefetch(self, int64_t begin, int64_t pace):
+        """All rows of weights come, `pace` cycles apart."""
+        probe_prefetch(&self.p, begin, pace)
+
+    def epur(self, int64_t t, int64_t left, int64_t start, int64_t pace, int64_t loaded):
+        """Step t in E-PUR's order for the first `left` sequences; returns the cycle of its last write of h."""
         cdef int64_t last
         with nogil:
-            last = probe_epur(&self.p, t, start, loaded, &x[0], &h[0])
+            last = probe_epur(&self.p, t, left, start, pace, loaded)
         return last
 
-    def forward(self, int64_t k, int64_t loaded, const float[:, ::1] x):
-        """Forward products of neuron k in MWL's order."""
-        with nogil:
-            probe_forward(&self.p, k, loaded, &x[0, 0])
+    def stretch(self, int64_t begun, int64_t span, int64_t low, int64_t pace):
+        """A stretch of `span` steps from `begun` on begins: its lowest true step, its rows of W_x `pace` cycles apart."""
+        self.p.begun, self.p.span, self.p.low, self.p.pace = begun, span, low, pace
 
-    def recurrent(self, int64_t t, int64_t start, const float[::1] h):
-        """Recurrent step t in MWL's order; returns the cycle of its last write of h."""
+    def forward(self, int64_t k, int64_t loaded):
+        """Forward products of neuron k in MWL's order, over the stretch."""
+        with nogil:
+            probe_forward(&self.p, k, loaded)
+
+    def tile(self, int64_t k, int64_t count, int64_t cycle):
+        """Forward products of `count` neurons from k on, over the stretch; returns the cycle after."""
+        cdef int64_t end
+        with nogil:
+            end = probe_tile(&self.p, k, count, cycle)
+        return end
+
+    def recurrent(self, int64_t t, int64_t start, int64_t here, int64_t pace, bint early):
+        """Recurrent step t of an order that stores sums; returns the cycle of its last write of h."""
         cdef int64_t last
         with nogil:
-            last = probe_recurrent(&self.p, t, start, &h[0])
+            last = probe_recurrent(&self.p, t, start, here, pace, early)
         return last
 
     def store(self, int64_t cycle, int64_t source, int64_t size, int64_t target):

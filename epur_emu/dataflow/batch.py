@@ -5,7 +5,7 @@ Each sequence's sums are E-PUR's: it rounds as the datapath does and nowhere els
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -27,6 +27,7 @@ from epur_emu.dataflow.layout import (
 from epur_emu.dataflow.regions import (
     Buffers,
     Dataflow,
+    Order,
     check_bank,
     check_output,
     input_pitch,
@@ -128,7 +129,7 @@ def _plan(
     return spans, waits
 
 
-def _run_pass(b: Builder, shape: LayerShape, given: Sequence[Given]) -> Run:
+def run_pass(b: Builder, shape: LayerShape, given: Sequence[Given]) -> Run:
     """Emit one pass of several sequences, the longest first; returns when it ends."""
     m, cells, own, head = b.machine, shape.cells, b.machine.of(shape), given[0]
     nx, nh = own.nx, own.nh
@@ -266,10 +267,11 @@ def _member(b: Builder, shape: LayerShape, given: Given, at: int, span: _Span, s
     access("mu", ["intermediate"], "write", m.ye, where, stride, ready + t.z, inner)
 
 
-def _schedule(
-    shape: Shape, lengths: Sequence[int], m: Machine, given_state: bool, cycle: int, dram: int
-) -> Schedule:
-    """Several sequences through all layers, sub-batch by sub-batch."""
+def schedule(
+    shape: Shape, lengths: Sequence[int], m: Machine, given_state: bool, cycle: int, dram: int,
+    order: Order = epur.ORDER, emit: Callable[[Builder, LayerShape, Sequence[Given]], Run] = run_pass,
+) -> Schedule:  # fmt: skip
+    """Several sequences through all layers, sub-batch by sub-batch, each pass emitted by `emit`."""
     end = -(-dram // m.burst) * m.burst
     weights: dict[str, int] = {}
     for p in passes(shape):
@@ -305,7 +307,7 @@ def _schedule(
         b.policy("", "batch", "sub-batches", f"of {sizes} sequences; each loads the weights anew")
     for group in groups:
         before = [0, *accumulate(lengths[n] for n in group[:-1])]
-        buffers, place = Buffers(epur.ORDER), 0
+        buffers, place = Buffers(order), 0
         for number, layer in enumerate(shape):
             source, half = number % 2 * m.half, (number + 1) % 2 * m.half
             place, pitch = half, m.pitch(layer)
@@ -321,14 +323,14 @@ def _schedule(
                     )
                     for n, rows in zip(group, before, strict=True)
                 ]  # fmt: skip
-                head = buffers.place(b, p, given[0], epur.ORDER)
+                head = buffers.place(b, p, given[0], order)
                 placed = [
                     replace(
                         each, cycle=head.cycle, load=head.load, matrix=head.matrix, bank=head.bank
                     )
                     for each in given
                 ]
-                run = _run_pass(b, p, placed)
+                run = emit(b, p, placed)
                 buffers.ran(head, run)
                 cycle = run.end
                 place += p.cells * m.ye
@@ -339,4 +341,4 @@ def _schedule(
     return b.schedule(cycle, end)
 
 
-DATAFLOW = Dataflow("epur", _schedule, batches=True)
+DATAFLOW = Dataflow("epur", schedule, batches=True)

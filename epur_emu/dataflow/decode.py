@@ -6,11 +6,13 @@ time step there is nothing to reorder, and no partial sum is stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from epur_emu.dataflow.epur import check_vectors, dram_bytes, matrix_bytes, run_pass
-from epur_emu.dataflow.layout import AT_ZERO, Builder, Given, Machine, Schedule, Shape, store
+from epur_emu.dataflow.layout import AT_ZERO, Builder, Given, Machine, Run, Schedule, Shape, store
 from epur_emu.dataflow.regions import input_pitch, parameter_bytes, state_bursts
 from epur_emu.errors import AcceleratorError
-from epur_emu.network import GATES
+from epur_emu.network import GATES, LayerShape
 
 
 def resident(needs: list[int], capacity: int) -> int | None:
@@ -39,8 +41,12 @@ def schedule(
     given_state: bool,
     cycle: int,
     dram: int,
+    emit: Callable[[Builder, LayerShape, Given, int, int], Run] = run_pass,
 ) -> Schedule:
-    """`steps` time steps, each through all layers; the host gives each step's input."""
+    """`steps` time steps, each through all layers; the host gives each step's input.
+
+    `emit` makes each pass: all of the first step's, then all of the later ones' twice, at last repeated.
+    """
     if any(len(layer) != 1 or layer[0].reverse for layer in shape):
         raise AcceleratorError(
             "network", "layers", "read their sequence backwards", "decode with forward layers only"
@@ -102,7 +108,7 @@ def schedule(
                 cycle, 1, weights[number], source, address, states[number], states[number], h,
                 initial, where, first or number >= stay, matrices[number], offsets[number],
             )  # fmt: skip
-            cycle = run_pass(b, p, placed, states[number] + h, move).end
+            cycle = emit(b, p, placed, states[number] + h, move).end
             if number in outputs:
                 row = m.bursts(h) * m.burst
                 at = outputs[number] + (0 if first else row)

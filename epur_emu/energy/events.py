@@ -28,14 +28,15 @@ class Tally:
 
     def add(self, runs: Runs, edges: Edges) -> None:
         """Take in a block; runs are those of `Trace.runs`."""
-        cycle, address, size, count, by, wait, op = runs
-        if count is None or by is None or wait is None:
-            count, by = np.ones(len(op), np.int64), np.zeros(len(op), np.int64)
-            wait = by
+        cycle, address, size, op = runs[:4]
+        counts, by, wait = runs.loops()
         self.first = min(self.first, int(cycle.min()))
-        self.last = max(self.last, int((cycle + (count - 1) * wait).max()))
-        reach = (count - 1) * by
-        low, top, step = address + reach.clip(max=0), address + reach.clip(0), abs(by)
+        self.last = max(self.last, int((cycle + ((counts - 1) * wait).sum(0)).max()))
+        reach, count = (counts - 1) * by, counts[0] * counts[1]
+        low, top = address + reach.clip(max=0).sum(0), address + reach.clip(0).sum(0)
+        outer, inner = np.where(counts > 1, abs(by), 0)
+        # The widest way from one access to the next one above it, or more.
+        step = np.maximum(inner, outer - abs(reach[1]))
         left = np.ones(len(op), bool)
         for index, (start, bank, most) in enumerate(edges):
             end = edges[index + 1][0] if index + 1 < len(edges) else LIMIT + 1
@@ -54,9 +55,12 @@ class Tally:
             # One number for both: unique rows would be sorted as strings of bytes, slowly.
             for both in np.unique(begin * (most + 1) + finish).tolist():
                 self.banks.add((index, *divmod(both, most + 1)))
-        columns = (low[left], step[left], count[left], size[left], op[left])
-        for values in zip(*(column.tolist() for column in columns), strict=True):
-            self._spread(edges, *values)
+        columns = (
+            low[left], outer[left], counts[0, left], inner[left], counts[1, left], size[left], op[left]
+        )  # fmt: skip
+        for place, far, times, *run in zip(*(column.tolist() for column in columns), strict=True):
+            for n in range(times):
+                self._spread(edges, place + n * far, *run)
 
     def _spread(
         self, edges: Edges, low: int, step: int, count: int, size: int, op: int
@@ -64,7 +68,10 @@ class Tally:
         """Take in a run of several memories, or one that may leave banks out."""
         for index, (start, bank, most) in enumerate(edges):
             end = edges[index + 1][0] if index + 1 < len(edges) else LIMIT + 1
-            first, stop = (min(count, max(0, -((low - edge) // step))) for edge in (start, end))
+            first, stop = (
+                min(count, max(0, -((low - edge) // step))) if step else count * (low < edge)
+                for edge in (start, end)
+            )
             if first == stop:
                 continue
             self.accesses[index, op, size] += stop - first

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +21,47 @@ COLUMNS: dict[str, np.dtype[Any]] = {
     "bytes": np.dtype(np.int64),
 }
 
-#: Runs of one component, which stand for ``count`` accesses each: cycle, address, bytes, count, address
-#: stride, cycle stride and op. None stands for counts of 1 and strides of 0.
-Runs = tuple[
-    npt.NDArray[np.int64],
-    npt.NDArray[np.int64],
-    npt.NDArray[np.int64],
-    npt.NDArray[np.int64] | None,
-    npt.NDArray[np.int64] | None,
-    npt.NDArray[np.int64] | None,
-    npt.NDArray[np.uint8],
-]
+
+class Runs(NamedTuple):
+    """Rows of one component, each ``counts[0] * counts[1]`` accesses in two nested loops, outermost first.
+
+    Columns of n rows, int64 but `op` (uint8); `counts`, `by` (address strides) and `wait` (cycle strides) of
+    shape (2, n), or None for counts of 1 and strides of 0.
+    """
+
+    cycle: npt.NDArray[np.int64]
+    address: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    op: npt.NDArray[np.uint8]
+    counts: npt.NDArray[np.int64] | None = None
+    by: npt.NDArray[np.int64] | None = None
+    wait: npt.NDArray[np.int64] | None = None
+
+    def loops(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """`counts`, `by` and `wait`, in any case."""
+        if self.counts is None or self.by is None or self.wait is None:
+            shape = 2, len(self.op)
+            return np.ones(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        return self.counts, self.by, self.wait
+
+    def part(self, rows: slice) -> Runs:
+        """Some of the rows."""
+        found = Runs(self.cycle[rows], self.address[rows], self.bytes[rows], self.op[rows])
+        if self.counts is None:
+            return found
+        count, by, wait = (column[:, rows] for column in self.loops())
+        return found._replace(counts=count, by=by, wait=wait)
+
+    @classmethod
+    def join(cls, parts: Sequence[Runs]) -> Runs:
+        """The parts one behind the other."""
+        if len(parts) == 1:
+            return parts[0]
+        cycle, address, size = (np.concatenate([p[n] for p in parts]) for n in range(3))
+        loops = zip(*(p.loops() for p in parts), strict=True)
+        count, by, wait = (np.concatenate(own, axis=1) for own in loops)
+        op = np.concatenate([p.op for p in parts])
+        return cls(cycle, address, size, op, count, by, wait)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from epur_emu.errors import TraceError
 from epur_emu.streams import LIMIT, OPS
@@ -18,22 +19,27 @@ from epur_emu.trace.expansion import expand
 #: Rows of a block: the cycles and addresses of each begin anew.
 BLOCK = 1 << 16
 
-#: Columns of events in a file, those of version 1 and all; a row of version 2 is a run.
+#: Rows of events in a file, by major version: columns of single accesses, columns of runs, rows of two
+#: loops.
 SINGLE: dict[str, np.dtype[Any]] = {
     "cycle": np.dtype("<i8"),
     "address": np.dtype("<i8"),
     "op": np.dtype("u1"),
     "bytes": np.dtype("<i8"),
 }
-RUN = SINGLE | {
-    "count": np.dtype("<i8"),
-    "address_stride": np.dtype("<i8"),
-    "cycle_stride": np.dtype("<i8"),
-}
+RUN = SINGLE | dict.fromkeys(("count", "address_stride", "cycle_stride"), np.dtype("<i8"))
+NESTED = np.dtype(
+    [
+        ("op", "u1"), ("bytes", "<i8"), ("address", "<i8"), ("cycle", "<i8"),
+        ("count", "<i8", (2,)), ("address_stride", "<i8", (2,)), ("cycle_stride", "<i8", (2,)),
+    ]
+)  # fmt: skip
+FORMS: dict[int, dict[str, np.dtype[Any]] | None] = {1: SINGLE, 2: RUN, 3: None}
 
 #: Most accesses that are read into memory at once.
 MOST_IN_MEMORY = 1 << 22
 
+Longs = npt.NDArray[np.int64]
 Lane = tuple[int, Callable[[], Runs | None]]
 
 
@@ -47,17 +53,20 @@ class Summary:
 
     def add(self, runs: Runs) -> None:
         """Take in runs that are in range."""
-        cycle, address, size, count, by, wait, op = runs
+        cycle, address, size, op = runs[:4]
+        end, last, times = address + size, cycle, np.ones(len(op), np.int64)
+        if runs.counts is not None:
+            count, by, wait = runs.loops()
+            turns, times = count - 1, count[0] * count[1]
+            end = end + (turns * by.clip(0)).sum(0)
+            last = last + (turns * wait).sum(0)
         for code in range(len(OPS)):
             own = op == code
-            sizes = size[own]
-            times = np.ones(len(sizes), np.int64) if count is None else count[own]
             before = self.sums[code]
-            self.sums[code] = before[0] + int(times.sum()), before[1] + int((times * sizes).sum())
+            moved = int((times[own] * size[own]).sum())
+            self.sums[code] = before[0] + int(times[own].sum()), before[1] + moved
         self.first = min(self.first, int(cycle.min()))
-        reach, turns = address + size, (1 if count is None else count) - 1
-        self.end = max(self.end, int((reach if by is None else reach + turns * by.clip(0)).max()))
-        self.last = max(self.last, int((cycle if wait is None else cycle + turns * wait).max()))
+        self.end, self.last = max(self.end, int(end.max())), max(self.last, int(last.max()))
 
 
 class Events(Protocol):
@@ -85,7 +94,7 @@ class InMemory:
         """As single accesses."""
         own = self.accesses[self.accesses.component == component]
         if len(own):
-            yield own.cycle, own.address, own.bytes, None, None, None, own.op
+            yield Runs(own.cycle, own.address, own.bytes, own.op)
 
 
 class InFile:
@@ -98,8 +107,8 @@ class InFile:
         Of the trace's components.
     held : sequence of str
         Names of those that have events.
-    columns : dict
-        `SINGLE` or `RUN`.
+    major : int
+        The file's version.
     summaries : dict, optional
         What the events amount to, where they were just written; otherwise all are read and checked.
 
@@ -110,12 +119,12 @@ class InFile:
     """
 
     def __init__(
-        self, path: str, names: Sequence[str], held: Sequence[str], columns: dict[str, Any],
+        self, path: str, names: Sequence[str], held: Sequence[str], major: int,
         summaries: dict[int, Summary] | None = None,
     ) -> None:  # fmt: skip
         self.path = path
         self._names = tuple(names)
-        self._columns = columns
+        self._form = FORMS[major]
         self._state = self._now()
         self.summaries: dict[int, Summary] = dict(summaries or {})
         for name in held if summaries is None else ():
@@ -143,26 +152,23 @@ class InFile:
             if self._now() != self._state:
                 raise TraceError(self.path, "", "has changed since it was opened", "open it again")
             with h5py.File(self.path, "r") as file:
-                group = file["events"][name]
-                for start in range(0, len(group["cycle"]), BLOCK):
+                held = file["events"][name]
+                for start in range(0, len(held if self._form is None else held["op"]), BLOCK):
                     part = slice(start, start + BLOCK)
-                    found = {key: group[key][part] for key in self._columns}
-                    yield (
-                        np.cumsum(found["cycle"]), np.cumsum(found["address"]), found["bytes"],
-                        found.get("count"), found.get("address_stride"), found.get("cycle_stride"),
-                        found["op"],
-                    )  # fmt: skip
+                    if self._form is None:
+                        yield of_rows(held[part])
+                    else:
+                        yield _of_columns({key: held[key][part] for key in self._form})
         except (OSError, KeyError, RuntimeError) as error:
             raise self._error(name, f"can't be read ({error!s:.200})") from error
 
     def _check(self, name: str, runs: Runs, before: int) -> int:
         """Refuse a block with values out of range; returns its last run's cycle."""
-        cycle, address, size, count, by, wait, op = runs
-        turns = np.zeros(len(cycle), np.int64) if count is None else count - 1
-        by, wait = (np.zeros(len(cycle), np.int64) if v is None else v for v in (by, wait))
+        cycle, address, size, op = runs[:4]
+        count, by, wait = runs.loops()
         for field, column, least, most in (
             ("cycle", cycle, 0, LIMIT), ("address", address, 0, LIMIT), ("op", op, 0, len(OPS) - 1),
-            ("bytes", size, 1, LIMIT), ("count", turns + 1, 1, LIMIT),
+            ("bytes", size, 1, LIMIT), ("count", count, 1, LIMIT),
             ("cycle_stride", wait, 0, LIMIT), ("address_stride", by, -LIMIT, LIMIT),
         ):  # fmt: skip
             for extreme in (int(column.min()), int(column.max())):
@@ -171,19 +177,65 @@ class InFile:
                         self.path, f"events, {field}", f"of {name} are {extreme}",
                         "make the trace anew",
                     )  # fmt: skip
-        many = np.maximum(turns, 1)
-        too_far = (turns > 0) & ((wait > (LIMIT - cycle) // many) | (abs(by) > LIMIT // many))
-        too_far |= size > LIMIT // (turns + 1)
-        if not too_far.any():
-            reach = turns * by
-            too_far = (address + reach < 0) | (address + reach.clip(0) > LIMIT - size)
-        if too_far.any() or float(((turns + 1.0) * size).sum()) > LIMIT:
+        if _too_far(cycle, address, size, count, by, wait):
             raise self._error(name, "reach beyond 2**62")
+        if ((count[0] > 1) & (wait[0] < (count[1] - 1) * wait[1])).any():
+            raise self._error(name, "have turns that overlap")
         if int(cycle[0]) < before or (np.diff(cycle) < 0).any():
             raise self._error(name, "are not in order")
-        if count is None and ((np.diff(cycle) == 0) & (np.diff(op.astype(np.int8)) < 0)).any():
+        single = runs.counts is None
+        if single and ((np.diff(cycle) == 0) & (np.diff(op.astype(np.int8)) < 0)).any():
             raise self._error(name, "are not in order")
         return int(cycle[-1])
+
+
+def _too_far(
+    cycle: Longs, address: Longs, size: Longs, count: Longs, by: Longs, wait: Longs
+) -> bool:
+    """Whether values, each in range, give accesses that are not; no sum here may wrap."""
+    turns, many = count - 1, np.maximum(count - 1, 1)
+    if ((turns > 0) & (np.maximum(wait, abs(by)) > LIMIT // many)).any():
+        return True
+    if (count[0] > LIMIT // count[1]).any() or (size > LIMIT // (count[0] * count[1])).any():
+        return True
+    ahead, later = turns * by.clip(0), turns * wait
+    if (ahead[0] > LIMIT - ahead[1]).any() or (later[0] > LIMIT - later[1]).any():
+        return True
+    back = address + (turns * by).clip(max=0).sum(0)
+    beyond = (back < 0) | (ahead.sum(0) > LIMIT - size - address) | (later.sum(0) > LIMIT - cycle)
+    return bool(beyond.any()) or float((count[0] * (count[1] * 1.0) * size).sum()) > LIMIT
+
+
+def of_rows(rows: npt.NDArray[Any]) -> Runs:
+    """Runs of rows of a file, whose cycles and addresses are differences."""
+    strides = (np.ascontiguousarray(rows[k].T) for k in ("count", "address_stride", "cycle_stride"))
+    return Runs(
+        np.cumsum(rows["cycle"]), np.cumsum(rows["address"]), np.ascontiguousarray(rows["bytes"]),
+        np.ascontiguousarray(rows["op"]), *strides,
+    )  # fmt: skip
+
+
+def to_rows(runs: Runs) -> npt.NDArray[Any]:
+    """The other way round."""
+    rows = np.empty(len(runs.op), NESTED)
+    rows["cycle"], rows["address"] = (np.diff(v, prepend=0) for v in (runs.cycle, runs.address))
+    rows["bytes"], rows["op"] = runs.bytes, runs.op
+    strides = zip(("count", "address_stride", "cycle_stride"), runs.loops(), strict=True)
+    for name, column in strides:
+        rows[name] = column.T
+    return rows
+
+
+def _of_columns(found: dict[str, npt.NDArray[Any]]) -> Runs:
+    """Runs of columns of a file of version 1 or 2."""
+    runs = Runs(
+        np.cumsum(found["cycle"]), np.cumsum(found["address"]), found["bytes"], found["op"]
+    )
+    if "count" not in found:
+        return runs
+    count, by, wait = runs.loops()
+    count[0], by[0], wait[0] = found["count"], found["address_stride"], found["cycle_stride"]
+    return runs._replace(counts=count, by=by, wait=wait)
 
 
 def count(events: Events) -> int:

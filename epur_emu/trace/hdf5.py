@@ -36,21 +36,21 @@ from epur_emu.streams import (
 from epur_emu.trace.accesses import Runs
 from epur_emu.trace.events import (
     BLOCK,
-    RUN,
-    SINGLE,
+    FORMS,
+    NESTED,
     Events,
     InFile,
     InMemory,
     Summary,
     count,
     in_memory,
+    to_rows,
 )
 from epur_emu.trace.files import written
 
 #: Versions that are written: the first where there are no events. Any minor version of these is read.
 WITHOUT_EVENTS = (1, 0)
-WITH_EVENTS = (2, 0)
-MAJORS = (1, 2)
+WITH_EVENTS = (3, 0)
 
 #: Bytes of the HDF5 user block, which holds the seal.
 SEAL_BYTES = 512
@@ -198,34 +198,29 @@ class Writer:
         self.summaries.setdefault(component, Summary()).add(runs)
         waiting = self._waiting.setdefault(component, [])
         waiting.append(runs)
-        if sum(len(one[0]) for one in waiting) >= BLOCK:
-            rows = _joined(waiting)
-            whole = len(rows["op"]) // BLOCK * BLOCK
+        if sum(len(one.op) for one in waiting) >= BLOCK:
+            joined = Runs.join(waiting)
+            whole = len(joined.op) // BLOCK * BLOCK
             for start in range(0, whole, BLOCK):
-                self._append(component, {n: v[start : start + BLOCK] for n, v in rows.items()})
-            self._waiting[component] = [_as_runs({n: v[whole:] for n, v in rows.items()})]
+                self._append(component, joined.part(slice(start, start + BLOCK)))
+            self._waiting[component] = [joined.part(slice(whole, None))]
             self._check()
 
-    def _append(self, component: int, rows: dict[str, npt.NDArray[Any]]) -> None:
-        name = self.components[component].name
-        group = self._events.require_group(name)
-        for field, column in rows.items():
-            values = column
-            if field in ("cycle", "address"):
-                values = np.diff(column, prepend=0)
-            if field in group:
-                held = group[field]
-                held.resize((len(held) + len(values),))
-                held[-len(values) :] = values
-            else:
-                _put(group, field, values)
+    def _append(self, component: int, runs: Runs) -> None:
+        name, rows = self.components[component].name, to_rows(runs)
+        if name in self._events:
+            held = self._events[name]
+            held.resize((len(held) + len(rows),))
+            held[-len(rows) :] = rows
+        else:
+            _put(self._events, name, rows)
 
     def finish(self, content: Content) -> None:
         """Write all but the events, seal the file and give it its name."""
         for component, waiting in self._waiting.items():
-            rows = _joined(waiting)
-            if len(rows["op"]):
-                self._append(component, rows)
+            joined = Runs.join(waiting)
+            if len(joined.op):
+                self._append(component, joined)
         version = WITH_EVENTS if self.summaries else WITHOUT_EVENTS
         _put_all(self._file, content, version)
         self._file.close()
@@ -276,33 +271,14 @@ def save(path: str | os.PathLike[str], content: Content) -> None:
     with closing(Writer(path, content.components)) as writer:
         for component in sorted(content.events.summaries):
             for runs in content.events.lane(component):
-                if runs[3] is None:
-                    cycle, address, size, *_, op = runs
-                    for start in range(0, len(op), _ENCODED):
-                        part = slice(start, start + _ENCODED)
-                        writer.runs(
-                            component, encode(cycle[part], address[part], size[part], op[part])
-                        )
+                if runs.counts is None:
+                    for start in range(0, len(runs.op), _ENCODED):
+                        part = runs.part(slice(start, start + _ENCODED))
+                        encoded = encode(part.cycle, part.address, part.bytes, part.op)
+                        writer.runs(component, Runs(*encoded))
                 else:
                     writer.runs(component, runs)
         writer.finish(content)
-
-
-def _joined(parts: list[Runs]) -> dict[str, npt.NDArray[Any]]:
-    cycle, address, size, count, by, wait, op = (
-        np.concatenate([part[n] for part in parts]) for n in range(7)
-    )
-    return {
-        "cycle": cycle, "address": address, "op": op, "bytes": size, "count": count,
-        "address_stride": by, "cycle_stride": wait,
-    }  # fmt: skip
-
-
-def _as_runs(rows: dict[str, npt.NDArray[Any]]) -> Runs:
-    return (
-        rows["cycle"], rows["address"], rows["bytes"], rows["count"], rows["address_stride"],
-        rows["cycle_stride"], rows["op"],
-    )  # fmt: skip
 
 
 def _seal(version: tuple[int, int], size: int, digest: str) -> bytes:
@@ -345,7 +321,7 @@ def _stored(dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
 
 
 def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
-    if len(rows) > _MOST.get(name, _MOST["events"]):
+    if len(rows) > _most(name, rows.dtype):
         raise TraceError("trace", name, f"has {len(rows)} rows", "split the trace")
     # As h5py's create_dataset does, in a third of the time.
     form = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -357,6 +333,10 @@ def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
     space = h5py.h5s.create_simple(rows.shape, (h5py.h5s.UNLIMITED,))
     made = h5py.h5d.create(group.id, name.encode(), kind, space, form)
     made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(rows), kind)
+
+
+def _most(name: str, dtype: np.dtype[Any]) -> int:
+    return _MOST["events"] if dtype == NESTED else _MOST.get(name, _MOST["events"])
 
 
 def _tables(content: Content) -> dict[str, npt.NDArray[Any]]:
@@ -452,9 +432,9 @@ def _compare(path: str | os.PathLike[str], seal: bytes, file: IO[bytes]) -> int:
     version = re.match(rb"epur-trace (\d{1,4})\.(\d{1,4})\n", seal)
     if not version:
         raise TraceError(path, "first line", "is not that of a trace", "give a trace of epur_emu")
-    if int(version[1]) not in MAJORS:
+    if int(version[1]) not in FORMS:
         raise TraceError(
-            path, "version", f"is {int(version[1])}.{int(version[2])}, this reads 1.x and 2.x",
+            path, "version", f"is {int(version[1])}.{int(version[2])}, this reads 1.x to 3.x",
             "read it with the epur_emu that made it, or make it anew",
         )  # fmt: skip
     found = re.fullmatch(rb"bytes (\d{1,19})\nsha256 ([0-9a-f]{64})\n\0*", seal[version.end() :])
@@ -510,7 +490,7 @@ def _content(path: str, file: h5py.File, sealed: int) -> Content:
     }
     if len(totals) != len(tables["totals"]):
         raise TraceError(path, "totals", "repeat a row", _REMEDY)
-    events = _events(path, file, components, SINGLE if major == 1 else RUN)
+    events = _events(path, file, components, major)
     return Content(phases, components, cycles, meta, events, bool(complete), totals)
 
 
@@ -579,22 +559,25 @@ def _rows(table: npt.NDArray[Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _events(
-    path: str, file: h5py.File, components: Sequence[Component], form: dict[str, Any]
+    path: str, file: h5py.File, components: Sequence[Component], major: int
 ) -> Events:
     group = _member(path, file, "events", h5py.Group)
     if len(group) > len(components):
         raise TraceError(path, "events", f"are of {len(group)} components", _REMEDY)
     known = [c.name for c in components]
-    held = []
+    held, form = [], FORMS[major]
     for name in group:
         if name not in known:
             raise TraceError(path, f"events of {name!s:.80}", "are of no known component", _REMEDY)
+        held.append(name)
+        if form is None:
+            _dataset(path, group, name, NESTED)
+            continue
         own = _member(path, group, name, h5py.Group)
         rows = {_dataset(path, own, field, dtype).shape[0] for field, dtype in form.items()}
         if len(rows) != 1:
             raise TraceError(path, f"events of {name}", "have columns of several lengths", _REMEDY)
-        held.append(name)
-    events = InFile(path, known, held, form)
+    events = InFile(path, known, held, major)
     small = count(events) <= _SMALL
     return InMemory(in_memory(events)) if small else events
 
@@ -648,7 +631,7 @@ def _dataset(path: str, group: h5py.Group, name: str, dtype: np.dtype[Any]) -> h
     rows = found.shape[0]
     stored = found.id.get_storage_size()
     if (
-        rows > _MOST.get(name, _MOST["events"])
+        rows > _most(name, dtype)
         or found.chunks[0] > BLOCK
         or rows * dtype.itemsize > _MOST_RATIO * stored
     ):

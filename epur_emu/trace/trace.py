@@ -13,7 +13,6 @@ from epur_emu.streams import LIMIT, OPS, AccessStream, Component, Phase, check_i
 from epur_emu.trace import hdf5
 from epur_emu.trace.accesses import Accesses, Runs
 from epur_emu.trace.events import (
-    RUN,
     Events,
     InFile,
     InMemory,
@@ -389,7 +388,7 @@ class EventWriter(hdf5.Writer):
         self.finish(content)
         names = [c.name for c in self.components]
         trace = Trace(*content[:4])
-        trace._hold(InFile(str(self.path), names, (), RUN, self.summaries))
+        trace._hold(InFile(str(self.path), names, (), hdf5.WITH_EVENTS[0], self.summaries))
         return trace
 
     def partial(self, phases: Sequence[Phase], cycles: int, meta: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from epur_emu._kernels.expand import encode
 from epur_emu.errors import TraceError
 from epur_emu.streams import OPS, Component
-from epur_emu.trace.accesses import Accesses
+from epur_emu.trace.accesses import Accesses, Runs
 from epur_emu.trace.exporters import parquet
 from epur_emu.trace.exporters.base import Exporter, Part
 from epur_emu.trace.exporters.csv import Csv
@@ -162,7 +162,8 @@ def import_accesses(
                         widths.get(names[component], 1), min(8 * int(own.bytes.max()), 1 << 20)
                     )
                     columns = (own.cycle, own.address, own.bytes, own.op)
-                    writer.runs(component, encode(*map(np.ascontiguousarray, columns)))
+                    runs = Runs(*encode(*map(np.ascontiguousarray, columns)))
+                    writer.runs(component, runs)
 
             for names, chunk in IMPORTERS[form](source):
                 if not len(chunk):
