@@ -133,20 +133,24 @@ class Ranges:
         TraceError
             There are too many separate ranges.
         """
-        cycle, address, size, count, by, wait, op = runs
-        if count is None or by is None or wait is None:
-            count, by = np.ones(len(op), np.int64), np.zeros(len(op), np.int64)
-            wait = by
-        reach, write = (count - 1) * by, op.astype(np.int64)
-        # Of a run without gaps each byte is accessed once, or as often as the run turns.
-        solid = (by == 0) | (abs(by) == size) | (count == 1)
-        times = np.where(by == 0, count, 1)
-        start, end = address + reach.clip(max=0), address + reach.clip(0) + size
-        columns = (start, end, times * (1 - write), times * write)
+        cycle, address, size, op = runs[:4]
+        counts, by, wait = runs.loops()
+        # Of a run without gaps each byte is accessed once, or as often as loops go round in one place.
+        times, extent = np.where(by == 0, counts, 1).prod(0), size.copy()
+        solid = np.ones(len(op), bool)
+        for count, step in ((counts[1], by[1]), (counts[0], by[0])):
+            moves = (count > 1) & (step != 0)
+            solid &= ~moves | (abs(step) == extent)
+            extent = np.where(moves, extent * count, extent)
+        start = address + ((counts - 1) * by).clip(max=0).sum(0)
+        write = op.astype(np.int64)
+        columns = (start, start + extent, times * (1 - write), times * write)
         parts = [cls.of([cls(*(column[solid] for column in columns))])]
-        others = (column[~solid].tolist() for column in (op, size, address, cycle, count, by, wait))
-        for code, bytes_, first, begin, *loop in zip(*others, strict=True):
-            stream = AccessStream("events", OPS[code], bytes_, first, begin, (tuple(loop),))
+        left = np.flatnonzero(~solid).tolist()
+        for row in left:
+            loops = tuple(zip(*(c[:, row].tolist() for c in (counts, by, wait)), strict=True))
+            bytes_, first, begin = (int(column[row]) for column in (size, address, cycle))
+            stream = AccessStream("events", OPS[int(op[row])], bytes_, first, begin, loops)
             parts.append(cls.of_stream(stream))
         return cls.of(parts)
 
