@@ -171,7 +171,9 @@ def test_runs_are_tallied_as_single_accesses(
     address, size, count, by, op = columns
     cycle = np.arange(len(runs))
     tally = Tally()
-    tally.add((cycle, address, size, count, by, count % 3, op.astype(np.uint8)), edges)
+    outer = np.ones_like(count)
+    loops = (np.stack(pair) for pair in ((outer, count), (0 * by, by), (0 * by, count % 3)))
+    tally.add(Runs(cycle, address, size, op.astype(np.uint8), *loops), edges)
     accesses: Counter[tuple[int, int, int]] = Counter()
     banks, ends = set(), []
     for number, (a, s, n, step, o) in enumerate(runs):
