@@ -35,7 +35,7 @@ CASES = {
 }  # fmt: skip
 
 
-#: Layers of passes: EESEN, of 300 frames say, and GMAT, of 50 words.
+#: Layers of passes: EESEN, of 300 to 700 frames, and GMAT, of 50 to 100 words.
 EESEN = tuple(
     tuple(LayerShape(f"{n}.{d}", 640 if n else 120, 320, True, d == 1) for d in range(2))
     for n in range(5)
@@ -117,8 +117,10 @@ def measure(rounds: int, python: str) -> list[dict[str, Any]]:
         single = network(one(640, 320, True))
         for steps in LENGTHS:
             rows += shares(folder, f"640 x 320, {steps} steps", single, steps, rounds)
-        rows += shares(folder, "EESEN, 300 steps", network(EESEN), 300, rounds)
-        rows += shares(folder, "GMAT, 50 steps", network(GMAT), 50, min(rounds, 3))
+        for name, shape, lengths in (("EESEN", EESEN, (300, 700)), ("GMAT", GMAT, (50, 100))):
+            net = network(shape)
+            for steps in lengths:
+                rows += shares(folder, f"{name}, {steps} steps", net, steps, min(rounds, 3))
         peer = scale_sim(folder, python)
         if peer is None:
             print("scalesim's row is left out", file=sys.stderr)

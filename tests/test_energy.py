@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import NAMES, events, streams
 
@@ -152,6 +152,41 @@ def test_closed_form_is_the_sum_over_single_accesses(trace: Trace) -> None:
     sums, _ = one_by_one(trace, TABLE)
     for name, pj in sums.items():
         assert close(report.by_component[name].dynamic_pj, pj), name
+
+
+RUN = st.tuples(
+    st.integers(0, 300), st.integers(1, 90), st.integers(1, 20), st.integers(-90, 90), st.integers(0, 1)
+)
+
+
+@given(st.lists(RUN, min_size=1, max_size=8), st.sampled_from([1, 7, 16, 64]), st.integers(0, 3))
+@example([(0, 1, 9, 40, 0)], 16, 2)
+def test_runs_are_tallied_as_single_accesses(
+    runs: list[tuple[int, int, int, int, int]], bank: int, most: int
+) -> None:
+    """Two memories of one component; banks of each are passed by, or the last is left."""
+    runs = [(a, s, n, by if a + (n - 1) * by >= 0 else -by, op) for a, s, n, by, op in runs]
+    edges = ((0, bank, most), (128, 2 * bank, 3 - most))
+    columns = [np.array(column, np.int64) for column in zip(*runs, strict=True)]
+    address, size, count, by, op = columns
+    cycle = np.arange(len(runs))
+    tally = Tally()
+    outer = np.ones_like(count)
+    loops = (np.stack(pair) for pair in ((outer, count), (0 * by, by), (0 * by, count % 3)))
+    tally.add(Runs(cycle, address, size, op.astype(np.uint8), *loops), edges)
+    accesses: Counter[tuple[int, int, int]] = Counter()
+    banks, ends = set(), []
+    for number, (a, s, n, step, o) in enumerate(runs):
+        ends.append(number + (n - 1) * (n % 3))
+        for at in range(a, a + n * step, step) if step else [a] * n:
+            place = int(at >= 128)
+            start, width, last = edges[place]
+            accesses[place, o, s] += 1
+            low, high = (min((end - start) // width, last) for end in (at, at + s - 1))
+            banks |= {(place, b) for b in range(low, high + 1)}
+    assert tally.accesses == accesses
+    assert {(m, b) for m, low, high in tally.banks for b in range(low, high + 1)} == banks
+    assert (tally.first, tally.last) == (0, max(ends))
 
 
 @given(traces())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import arithmetic
 from epur_emu.cli import main
 from epur_emu.dataflow import schedule_sequence
-from epur_emu.errors import EpurError
+from epur_emu.errors import EpurError, TraceError
 from epur_emu.network import LayerShape
-from epur_emu.replay import replay
+from epur_emu.replay import MEMORIES, replay
 from epur_emu.replay.base import Source
 from epur_emu.replay.lru import Lru
 from epur_emu.replay.periods import repeated
@@ -274,6 +275,23 @@ def test_two_turns_stand_for_all(trace: Trace) -> None:
     assert cached.result().to_dict() == full.result().to_dict()
     for name, array in whole.result().arrays.items():
         np.testing.assert_array_equal(array, short.result().arrays[name])
+
+
+@few
+@given(repeating())
+def test_many_events_are_replayed_in_bounded_memory(trace: Trace) -> None:
+    """As if they were too many to be held: in order of time, and from a file."""
+    wanted = {memory: replay(trace, memory, "a,b").to_dict() for memory in MEMORIES if memory != "dram"}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("epur_emu.trace.hdf5._SMALL", -1)
+        patch.setattr("epur_emu.trace.events.MOST_IN_MEMORY", -1)
+        patch.setattr("epur_emu.replay.periods.MOST_SINGLE", 0)
+        trace.save(f"{folder}/t.h5")
+        opened = Trace.open(f"{folder}/t.h5")
+        with pytest.raises(TraceError, match="too many for memory"):
+            _ = opened.events
+        for memory, found in wanted.items():
+            assert replay(opened, memory, "a,b").to_dict() == found
 
 
 def test_equal_turns_are_not_expanded() -> None:

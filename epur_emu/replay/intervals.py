@@ -11,6 +11,7 @@ import numpy.typing as npt
 from epur_emu.errors import TraceError
 from epur_emu.streams import OPS, AccessStream
 from epur_emu.trace import Accesses
+from epur_emu.trace.accesses import Runs
 
 Longs = npt.NDArray[np.int64]
 
@@ -122,6 +123,36 @@ class Ranges:
         """Single accesses of one component."""
         write = chunk.op.astype(np.int64)
         return cls.of([cls(chunk.address, chunk.address + chunk.bytes, 1 - write, write)])
+
+    @classmethod
+    def of_runs(cls, runs: Runs) -> Ranges:
+        """Runs of one component, as `Trace.runs` gives them.
+
+        Raises
+        ------
+        TraceError
+            There are too many separate ranges.
+        """
+        cycle, address, size, op = runs[:4]
+        counts, by, wait = runs.loops()
+        # Of a run without gaps each byte is accessed once, or as often as loops go round in one place.
+        times, extent = np.where(by == 0, counts, 1).prod(0), size.copy()
+        solid = np.ones(len(op), bool)
+        for count, step in ((counts[1], by[1]), (counts[0], by[0])):
+            moves = (count > 1) & (step != 0)
+            solid &= ~moves | (abs(step) == extent)
+            extent = np.where(moves, extent * count, extent)
+        start = address + ((counts - 1) * by).clip(max=0).sum(0)
+        write = op.astype(np.int64)
+        columns = (start, start + extent, times * (1 - write), times * write)
+        parts = [cls.of([cls(*(column[solid] for column in columns))])]
+        left = np.flatnonzero(~solid).tolist()
+        for row in left:
+            loops = tuple(zip(*(c[:, row].tolist() for c in (counts, by, wait)), strict=True))
+            bytes_, first, begin = (int(column[row]) for column in (size, address, cycle))
+            stream = AccessStream("events", OPS[int(op[row])], bytes_, first, begin, loops)
+            parts.append(cls.of_stream(stream))
+        return cls.of(parts)
 
     def at(self, address: Longs) -> Longs:
         """Which range holds each address; -1 for none."""

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from epur_emu.energy import EnergyTable
+from epur_emu.energy.events import Tally
 from epur_emu.errors import TableError, TraceError
 from epur_emu.replay.base import Advance, Result, Source
 from epur_emu.replay.intervals import Ranges, carried
 from epur_emu.replay.sizes import check_sizes
-from epur_emu.streams import OPS, AccessStream, Component
+from epur_emu.streams import LIMIT, OPS, AccessStream, Component
 from epur_emu.trace import Accesses, Trace
 
 #: Smallest size of a sweep, if none are given.
@@ -124,10 +125,15 @@ class Scratchpad:
                     advance(stream.accesses)
             for place, ranges in parts.items():
                 self._buffers[place].epochs.append(Ranges.of(ranges))
-        names = [buffer.component.name for buffer in self._buffers.values()]
-        for chunk in trace.single(components=names):
-            self.feed(chunk)
-            advance(len(chunk))
+        for place, buffer in self._buffers.items():
+            tally = Tally()
+            for runs in trace.runs(buffer.component.name):
+                before = tally.accesses.total()
+                tally.add(runs, ((0, LIMIT, 0),))
+                self._fed[place] = Ranges.of([self._fed[place], Ranges.of_runs(runs)])
+                advance(tally.accesses.total() - before)
+            for (_, op, size), n in tally.accesses.items():
+                buffer.count(OPS[op], size, n)
         return True
 
     def result(self) -> Result:
