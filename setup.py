@@ -46,6 +46,8 @@ extensions = [
         "dot_chain.h",
         "dot_general.h",
         "mu_narrow.h",
+        "mu_general.h",
+        "underflows.h",
         "lstm_api.h",
         "lstm_int.h",
         "lstm_int_api.h",

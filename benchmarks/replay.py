@@ -1,6 +1,6 @@
-"""Replay beside its peers, one thread: LRU and libCacheSim, exact curves and a Fenwick tree, DRAM and DRAMSim3.
+"""Replay beside its peers, one thread: LRU and libCacheSim, exact curves and a Fenwick tree, DRAM and others'.
 
-DRAMSim3 is compared if its folder (sources, and libdramsim3 built) is given.
+DRAMSim3 is compared if its folder (sources, and libdramsim3 built) is given, Ramulator 1 if its program is.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from epur_emu.replay import replay  # noqa: E402
 from epur_emu.replay.base import Source  # noqa: E402
 from epur_emu.replay.dram import Dram  # noqa: E402
 from epur_emu.replay.lru import Lru  # noqa: E402
+from epur_emu.replay.standards import Standard  # noqa: E402
 from epur_emu.streams import AccessStream, Component, Phase  # noqa: E402
 from epur_emu.trace import Accesses, Trace  # noqa: E402
+from epur_emu.trace.exporters import export  # noqa: E402
 
 LINE = 64
 MEMORY = Component("memory", None, 512, 1)
@@ -206,23 +208,78 @@ def dramsim3(folder: Path, work: Path, changes: dict[str, str], lines: Longs, wr
     return json.loads((work / "dramsim3.json").read_text())["0"], int(said[-2]), float(said[-1])
 
 
-def measure_dram(folder: Path, rounds: int, n: int) -> list[dict[str, Any]]:
-    """Rows of the DRAM; counts and cycles are compared before times."""
+def dram_cases(n: int) -> dict[str, tuple[Longs, Longs]]:
+    """Bursts, and which are written."""
     rng = np.random.default_rng(1)
     order = np.arange(n, dtype=np.int64)
     mixed = (rng.random(n) < 0.3).astype(np.int64)
     # Without repetition, as DRAMSim3 joins requests for one burst.
     shuffled = rng.permutation(np.arange(0, 1 << 25, (1 << 25) // n, dtype=np.int64)[:n])
-    cases = {
+    return {
         "reads in a row": (order, 0 * mixed),
         "reads and writes in a row": (order, mixed),
         "random reads": (shuffled, 0 * mixed),
         "random reads and writes": (shuffled, mixed),
     }
+
+
+#: One channel of LPDDR4-2400; Ramulator's address mapping and its FR-FCFS queues of 32 are its own.
+RAMULATOR = (
+    "standard = LPDDR4\nchannels = 1\nranks = 1\nspeed = LPDDR4_2400\norg = LPDDR4_8Gb_x16\n"
+    "record_cmd_trace = off\nprint_cmd_trace = off\ntranslation = None\n"
+)
+
+
+def ramulator(program: Path, work: Path, lines: Longs, writes: Longs) -> tuple[int, float]:
+    """Clocks and seconds of Ramulator 1 on requests of one burst; its times include reading the trace."""
+    (work / "r.cfg").write_text(RAMULATOR)
+    zeros = np.zeros(lines.size, np.int64)
+    # A request is 64 bytes.
+    chunk = Accesses.of(zeros, zeros, writes, lines * 64, zeros + 64)
+    export(Trace([], (MEMORY,), 1, events=chunk), work / "r.trace", "ramulator1", [MEMORY.name])
+    command = [program.resolve(), "r.cfg", "--mode=dram", "--stats", "r.stats", "r.trace"]
+    begin = time.perf_counter()
+    subprocess.run(command, cwd=work, check=True, capture_output=True)
+    seconds = time.perf_counter() - begin
+    words = (line.split() for line in (work / "r.stats").read_text().splitlines())
+    told = {line[0]: line[1] for line in words if len(line) > 1}
+    done = sum(int(told[f"ramulator.{kind}_transaction_bytes_0"]) for kind in ("read", "write"))
+    assert done == 64 * lines.size, done
+    return int(told["ramulator.dram_cycles"]), seconds
+
+
+def measure_ramulator(program: Path, rounds: int, n: int) -> list[dict[str, Any]]:
+    """Rows of the DRAM beside Ramulator 1: the same requests, of one burst each, in a closed loop."""
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        for name, (lines, writes) in dram_cases(n).items():
+            zeros = np.zeros(n, np.int64)
+            standard = Standard.load("lpddr4-2400")
+            size = standard.burst_bytes
+            chunk = Accesses.of(zeros, zeros, writes, lines * size, zeros + size)
+
+            def ours(chunk: Accesses = chunk) -> Any:
+                model = Dram(SOURCE, "lpddr4-2400", queue=32, arrivals="closed-loop")
+                model.feed(chunk)
+                return model.result()
+
+            clocks, _ = ramulator(program, Path(work), lines, writes)
+            print(f"{name}: {ours().details['clocks']} clocks, Ramulator {clocks}", file=sys.stderr)
+            seconds = in_turn({"ours": ours}, rounds)["ours"]
+            took = float(np.median([
+                ramulator(program, Path(work), lines, writes)[1] for _ in range(min(rounds, 3))
+            ]))  # fmt: skip
+            case = f"DRAM fr-fcfs, {name}"
+            rows.append(row(case, n / seconds / 1e6, n / took / 1e6, "Ramulator 1", "M/s"))
+    return rows
+
+
+def measure_dram(folder: Path, rounds: int, n: int) -> list[dict[str, Any]]:
+    """Rows of the DRAM; counts and cycles are compared before times."""
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for scheduler, queue, changes in (("in-order", 1, IN_ORDER), ("fr-fcfs", 32, {})):
-            for name, (lines, writes) in cases.items():
+            for name, (lines, writes) in dram_cases(n).items():
                 peer, cycles, _ = dramsim3(folder, Path(work), changes, lines, writes)
                 zeros = np.zeros(n, np.int64)
                 # Its first command goes out in cycle 1.
@@ -259,6 +316,10 @@ def main() -> None:
         "--dramsim3", type=Path, default=os.environ.get("DRAMSIM3"),
         help="folder of DRAMSim3 [the environment's DRAMSIM3]",
     )  # fmt: skip
+    parser.add_argument(
+        "--ramulator", type=Path, default=os.environ.get("RAMULATOR"),
+        help="program of Ramulator 1 [the environment's RAMULATOR]",
+    )  # fmt: skip
     parser.add_argument("--only-dram", action="store_true", help="leave out the caches")
     parser.add_argument("--requests", type=int, default=10_000_000, help="of each case")
     options = parser.parse_args()
@@ -267,6 +328,10 @@ def main() -> None:
         rows += measure_dram(Path(options.dramsim3), options.rounds, 50_000)
     else:
         print("DRAMSim3's folder is not given: its rows are left out", file=sys.stderr)
+    if options.ramulator:
+        rows += measure_ramulator(Path(options.ramulator), options.rounds, 50_000)
+    else:
+        print("Ramulator's program is not given: its rows are left out", file=sys.stderr)
     report(rows, machine("libcachesim", "numpy"), options.json)
 
 

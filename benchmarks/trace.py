@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,15 +35,29 @@ CASES = {
 }  # fmt: skip
 
 
-def network(inputs: int, cells: int, peepholes: bool) -> Network:
-    """One pass of random weights."""
+#: Layers of passes: EESEN, of 300 frames say, and GMAT, of 50 words.
+EESEN = tuple(
+    tuple(LayerShape(f"{n}.{d}", 640 if n else 120, 320, True, d == 1) for d in range(2))
+    for n in range(5)
+)
+GMAT = tuple((LayerShape(str(n), 1024, 1024),) for n in range(17))
+
+#: Time steps of one pass whose streams' share is shown.
+LENGTHS = (25, 100, 400, 1600)
+
+
+def network(shape: tuple[tuple[LayerShape, ...], ...]) -> Network:
+    """Random weights."""
     rng = np.random.default_rng(1)
 
     def fill(*shape: int) -> Any:
-        return (0.05 * rng.standard_normal(shape)).astype(np.float32)
+        return np.float32(0.05) * rng.standard_normal(shape, np.float32)
 
-    weights = fill(4, cells, inputs), fill(4, cells, cells), fill(4, cells)
-    return Network("one", ((LstmLayer("0", *weights, fill(3, cells) if peepholes else None),),))
+    def layer(s: LayerShape) -> LstmLayer:
+        weights = fill(4, s.cells, s.inputs), fill(4, s.cells, s.cells), fill(4, s.cells)
+        return LstmLayer(s.name, *weights, fill(3, s.cells) if s.peepholes else None, reverse=s.reverse)
+
+    return Network("random", tuple(tuple(map(layer, passes)) for passes in shape))
 
 
 def scheduled(shape: Any, steps: int, accelerator: str) -> Trace:
@@ -71,51 +85,21 @@ def by_sorting(trace: Trace) -> int:
     return len(cycle[order]) + 0 * len(address[order])
 
 
-def scale_sim(folder: Path) -> tuple[float, float] | None:
-    """Accesses in the traces that SCALE-Sim writes of one matrix product, and seconds."""
-    try:
-        from scalesim.scale_sim import scalesim
-    except ImportError:
+def scale_sim(folder: Path, python: str) -> tuple[float, float] | None:
+    """Accesses in the traces that SCALE-Sim writes of one matrix product, and seconds; None if it can't."""
+    program = Path(__file__).with_name("scalesim_peer.py")
+    run = subprocess.run([python, program, folder], capture_output=True, text=True)
+    if run.returncode:
+        print(f"scalesim fails ({run.stderr.strip().splitlines()[-1]})", file=sys.stderr)
         return None
-    (folder / "c.cfg").write_text(
-        "[general]\nrun_name = run\n[architecture_presets]\nArrayHeight: 16\nArrayWidth: 16\n"
-        "IfmapSramSzkB: 64\nFilterSramSzkB: 64\nOfmapSramSzkB: 64\nIfmapOffset: 0\n"
-        "FilterOffset: 10000000\nOfmapOffset: 20000000\nDataflow: os\nBandwidth: 10\n"
-        "MemoryBanks: 1\nReadRequestBuffer: 32\nWriteRequestBuffer: 32\n"
-        "[layout]\nIfmapCustomLayout: False\nIfmapSRAMBankBandwidth: 10\nIfmapSRAMBankNum: 10\n"
-        "IfmapSRAMBankPort: 2\nFilterCustomLayout: False\nFilterSRAMBankBandwidth: 10\n"
-        "FilterSRAMBankNum: 10\nFilterSRAMBankPort: 2\n[sparsity]\nSparsitySupport: false\n"
-        "SparseRep: ellpack_block\nOptimizedMapping: false\nBlockSize: 8\nRandomNumberGeneratorSeed: 40\n"
-        "[run_presets]\nInterfaceBandwidth: CALC\nUseRamulatorTrace: False\n"
-    )
-    (folder / "t.csv").write_text("Layer,M,N,K,\nproduct,100,320,640,\n")
-    ones = "1," * 24
-    (folder / "l.csv").write_text(f"Layer,{ones}\nproduct,{ones}\n")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        run = scalesim(
-            save_disk_space=False, verbose=False, config=str(folder / "c.cfg"),
-            topology=str(folder / "t.csv"), layout=str(folder / "l.csv"), input_type_gemm=True,
-        )  # fmt: skip
-        begin = time.perf_counter()
-        run.run_scale(top_path=str(folder))
-        seconds = time.perf_counter() - begin
-    accesses = sum(
-        len(line.split(b",")) - 1 - line.count(b"-1")
-        for path in folder.rglob("*TRACE*.csv")
-        for line in path.read_bytes().splitlines()
-    )
-    return float(accesses), seconds
+    accesses, seconds = map(float, run.stdout.split())
+    return accesses, seconds
 
 
-def measure(rounds: int) -> list[dict[str, Any]]:
+def measure(rounds: int, python: str) -> list[dict[str, Any]]:
     """Rows of rates in millions of accesses a second, unless they say otherwise."""
     rows = []
-    eesen = tuple(
-        tuple(LayerShape(f"{n}.{d}", 640 if n else 120, 320, True, d == 1) for d in range(2))
-        for n in range(5)
-    )
-    gmat = tuple((LayerShape(str(n), 1024, 1024),) for n in range(17))
-    for name, shape, steps, small in (("EESEN", eesen, 20, 1), ("GMAT", gmat, 3, 1)):
+    for name, shape, steps, small in (("EESEN", EESEN, 20, 1), ("GMAT", GMAT, 3, 1)):
         for accelerator in ("epur", "epur-mwl"):
             trace, short = scheduled(shape, steps, accelerator), scheduled(shape[:1], small, accelerator)
             done = expansion(trace)
@@ -127,23 +111,56 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case, (inputs, cells, peepholes, steps) in CASES.items():
-            net = network(inputs, cells, peepholes)
+            net = network(one(inputs, cells, peepholes))
             for accelerator in DATAFLOWS:
                 rows += traced(folder, case, net, steps, accelerator, rounds)
-        try:
-            peer = scale_sim(folder)
-        except Exception as error:  # 3.0.0 does not run beside numpy 2.4
-            peer = None
-            print(f"scalesim fails ({error})", file=sys.stderr)
+        single = network(one(640, 320, True))
+        for steps in LENGTHS:
+            rows += shares(folder, f"640 x 320, {steps} steps", single, steps, rounds)
+        rows += shares(folder, "EESEN, 300 steps", network(EESEN), 300, rounds)
+        rows += shares(folder, "GMAT, 50 steps", network(GMAT), 50, min(rounds, 3))
+        peer = scale_sim(folder, python)
         if peer is None:
             print("scalesim's row is left out", file=sys.stderr)
         else:
-            trace = scheduled(eesen[:1], 20, "epur")
+            trace = scheduled(EESEN[:1], 20, "epur")
             begin = time.perf_counter()
             count = export(trace, folder / "t.csv", "csv")
             rate = count / (time.perf_counter() - begin) / 1e6
-            rows.append(row("accesses as CSV", rate, peer[0] / peer[1] / 1e6, "SCALE-Sim", "M/s"))
+            theirs = peer[0] / peer[1] / 1e6
+            rows.append(row("accesses as CSV", rate, theirs, "SCALE-Sim", "M/s"))
+            probed = next(r["ours"] for r in rows if r["case"] == "events, 640 x 320")
+            rows.append(row("emulation with events", probed, theirs, "SCALE-Sim", "M/s"))
     return rows
+
+
+def one(inputs: int, cells: int, peepholes: bool) -> tuple[tuple[LayerShape, ...], ...]:
+    """A network of one pass."""
+    return ((LayerShape("0", inputs, cells, peepholes),),)
+
+
+def log(net: Network, steps: int, accelerator: Accelerator, path: Path) -> None:
+    """All that a trace of streams costs a run: its schedule, and the file."""
+    schedule = schedule_sequence(net.shape, steps, EPUR, accelerator)
+    trace_of([schedule], [net], [steps], EPUR, accelerator).save(path)
+
+
+def shares(
+    folder: Path, case: str, net: Network, steps: int, rounds: int
+) -> list[dict[str, Any]]:
+    """What a trace of streams adds to the time of a run; weights are packed and hashed once before."""
+    accelerator = Accelerator.load("epur")
+    inputs = net.layers[0][0].inputs
+    x = np.random.default_rng(2).standard_normal((steps, inputs), np.float32)
+    engine = Engine(net, EPUR)
+    sides = {
+        "plain": partial(engine.sequence, x),
+        "log": partial(log, net, steps, accelerator, folder / "t.h5"),
+    }
+    seconds = in_turn(sides, rounds)
+    share = 100 * seconds["log"] / seconds["plain"]
+    print(f"{case}: {1e3 * seconds['plain']:.1f} ms, its trace {1e3 * seconds['log']:.2f} ms", file=sys.stderr)
+    return [row(f"streams add, {case}", share, 2.0, "2 %", "%")]
 
 
 def traced(
@@ -157,8 +174,7 @@ def traced(
 
     def streams() -> None:
         engine.sequence(x)
-        schedule = schedule_sequence(net.shape, steps, EPUR, accelerator)
-        trace_of([schedule], [net], [steps], EPUR, accelerator).save(path)
+        log(net, steps, accelerator, path)
 
     def events() -> None:
         layers = engine.sequence(x)
@@ -179,8 +195,13 @@ def traced(
 
 def main() -> None:
     """Print the table."""
-    options = arguments(__doc__ or "").parse_args()
-    report(measure(options.rounds), machine("scalesim", "numpy", "h5py"), options.json)
+    parser = arguments(__doc__ or "")
+    parser.add_argument(
+        "--scalesim", default=os.environ.get("SCALESIM", sys.executable), metavar="PYTHON",
+        help="Python that has scalesim, with a numpy below 2 [the environment's SCALESIM, or this one]",
+    )  # fmt: skip
+    options = parser.parse_args()
+    report(measure(options.rounds, options.scalesim), machine("scalesim", "numpy", "h5py"), options.json)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ class Engine:
     count : bool
         Whether underflows in the DPU are counted; the other events always are.
     threads : int
-        Sequences, passes of a layer, or parts of a batch of states evaluated at once; results do not
-        depend on it.
+        Sequences, passes of a layer, forward and recurrent products, or parts of a batch of states
+        evaluated at once; results do not depend on it.
     observer : Observer, optional
         Is shown what goes through the passes; float32 only.
 
@@ -243,7 +243,7 @@ class Engine:
                 if initial is not None:
                     h, c = next(states)
                     h, c = self._checked(p, h, "initial h", 1), self._checked(p, c, "initial c", 1)
-                jobs.append((p, checked, h, c))
+                jobs.append((p, checked, h, c, -(-threads // len(layer))))
             x = np.concatenate(self._in_threads(self._pass, jobs, threads), -1)
             out.append(x)
         return out
@@ -264,14 +264,16 @@ class Engine:
         with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
             return list(pool.map(lambda job: call(*job), jobs))
 
-    def _pass(self, p: LstmLayer, x: F32, h: F32 | None, c: F32 | None) -> F32:
+    def _pass(
+        self, p: LstmLayer, x: F32, h: F32 | None, c: F32 | None, threads: int
+    ) -> F32:
         if not self.arithmetic.bit_exact:
             out = self.floats[p.name].sequence(x, h, c)
             if self.observer is not None:
                 self.observer.see(p.name, x, out, self.floats[p.name].forward(x))
             return out
         seen = np.zeros((len(COUNTED), len(EVENTS)), np.int64)
-        out, _ = self._packed[p.name].sequence(x, h, c, self.order == "epur-mwl", seen)
+        out, _ = self._packed[p.name].sequence(x, h, c, self.order == "epur-mwl", seen, threads)
         with self._lock:
             self._seen[p.name] += seen
         return out

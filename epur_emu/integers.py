@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,9 @@ GATES, LANES, SUB_VECTOR = 4, 16, 16
 
 #: Significant bits of a scale, so that 32 bits times it are exact in float64.
 SCALE_BITS = 21
+
+#: Weights that are converted at a time: more would only cost memory.
+PART = 2**16
 
 #: Largest code of weights and inputs that the kernel multiplies as bytes.
 NARROW = 127
@@ -83,9 +86,15 @@ def scales(
 
 
 def _magnitudes(w: npt.ArrayLike) -> F64:
-    magnitudes = np.abs(np.asarray(w, np.float32))
-    rows: F32 = magnitudes.max(-1, initial=0.0, where=np.isfinite(magnitudes))
-    return rows.astype(np.float64)
+    matrix = np.asarray(w)
+    rows = np.zeros(matrix.shape[:2])
+    some = max(PART // max(matrix.shape[2], 1), 1)
+    for gate, start in np.ndindex(len(matrix), -(-matrix.shape[1] // some)):
+        part = slice(start * some, (start + 1) * some)
+        with np.errstate(invalid="ignore"):  # signalling not-a-number
+            magnitudes = np.abs(matrix[gate, part].astype(np.float32))
+        rows[gate, part] = magnitudes.max(-1, initial=0.0, where=np.isfinite(magnitudes))
+    return rows
 
 
 def _alpha(name: str, value: float) -> float:
@@ -225,23 +234,47 @@ class IntegerMatrix:
         """
         if codes.ndim != 3 or len(codes) != GATES:
             raise FormatError("weight codes", "shape", f"is {codes.shape}", "give (4, H, I)")
-        _check_codes("weight codes", codes, weight.max)
         _, cells, inputs = codes.shape
+        parts = ((gate, 0, codes[gate]) for gate in range(GATES))
+        return cls.gather(cells, inputs, weight, input, parts)
+
+    @classmethod
+    def gather(
+        cls, cells: int, inputs: int, weight: LinearFormat, input: LinearFormat,
+        parts: Iterable[tuple[int, int, npt.NDArray[np.integer[Any]]]],
+    ) -> IntegerMatrix:  # fmt: skip
+        """The same from some rows at a time, so that no more of them are ever there in another order.
+
+        Parameters
+        ----------
+        parts : iterable of (gate, first row, codes (rows, inputs))
+            The first row is a multiple of 16, and no row comes twice; codes of others are 0.
+
+        Raises
+        ------
+        FormatError
+            A code is beyond the weight's format.
+        """
         blocks, padded = -(-cells // LANES), -(-inputs // SUB_VECTOR) * SUB_VECTOR
-        full = np.zeros((GATES, blocks * LANES, padded), np.int16)
-        full[:, :cells, :inputs] = codes
         narrow = max(weight.max, input.max) <= NARROW
         group, kind = (4, np.int8) if narrow else (2, np.int16)
-        packed, energy = [np.empty(0, np.uint8)], [np.empty(0)]
-        for first in range(0, padded, kernels.BLOCK):
-            part = full[:, :, first : first + kernels.BLOCK]
-            squares = np.square(part, dtype=np.float64).sum(-1)
-            energy.append(squares.reshape(GATES, blocks, LANES).max((0, 2)))
-            grouped = part.astype(kind).reshape(GATES, blocks, LANES, -1, group)
-            in_order = np.ascontiguousarray(grouped.transpose(1, 3, 0, 2, 4))
-            packed.append(in_order.reshape(-1).view(np.uint8))
+        packed = np.zeros((blocks, padded // group, GATES, LANES, group), kind)
+        firsts = range(0, padded, kernels.BLOCK)
+        energy = np.zeros((len(firsts), blocks))
+        for gate, start, codes in parts:
+            _check_codes("weight codes", codes, weight.max)
+            some = -(-len(codes) // LANES)
+            place = slice(start // LANES, start // LANES + some)
+            full = np.zeros((some * LANES, padded), kind)
+            full[: len(codes), :inputs] = codes
+            grouped = full.reshape(some, LANES, -1, group)
+            packed[place, :, gate] = grouped.swapaxes(1, 2)
+            for n, first in enumerate(firsts):
+                squares = np.square(full[:, first : first + kernels.BLOCK], dtype=np.float64).sum(-1)
+                top = squares.reshape(some, LANES).max(-1)
+                energy[n, place] = np.maximum(energy[n, place], top)
         return cls(
-            np.concatenate(packed), np.concatenate(energy), cells, padded, weight.max, input.max
+            packed.reshape(-1).view(np.uint8), energy.reshape(-1), cells, padded, weight.max, input.max
         )
 
     @property

@@ -352,7 +352,7 @@ def random_key(seed: int, position: int, step: int, neuron: int, gate: int) -> i
 
 def random_number(key: int, operation: int) -> int:
     """12 random bits of an operation."""
-    return mix(key ^ operation * 0x9E3779B9 % 2**32) >> 32 - STOCHASTIC_BITS
+    return (key * operation + mix(key ^ 0x9E3779B9)) % 2**32 >> 32 - STOCHASTIC_BITS
 
 
 # Operands.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -33,7 +36,7 @@ from epur_emu.formats import (
     LinearFormat,
     unraising,
 )
-from epur_emu.integers import IntegerMatrix, multipliers, scales, weight_codes
+from epur_emu.integers import PART, IntegerMatrix, multipliers, scales, weight_codes
 from epur_emu.network import LstmLayer
 from epur_emu.rounding import Counts, mix, quantise, round_to
 
@@ -41,15 +44,14 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Plain = FloatFormat | FixedFormat
+_Sums = tuple[F32, npt.NDArray[np.int32] | None, F64]
 
 #: Neurons side by side in a block, and inputs in a sub-vector.
 LANES = 16
 
-#: Weights that are rounded and packed at a time: more would only cost memory.
-PART = 2**16
-
-#: Time steps whose forward products share one reading of the weights.
-BLOCK = 32
+#: Time steps whose forward products share one reading of the weights; most of them for integers, whose
+#: products take less time than a reading.
+BLOCK, MOST = 32, 128
 
 #: Places in the order in which the kernels count them.
 COUNTED = (
@@ -70,6 +72,8 @@ _FIXED = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}
 NARROW = 11
 #: Most bits of a significand whose unit's multiples the general lanes can add and cut.
 WIDEST = 22
+#: Most codes above 0 of a fixed-point activation's table.
+CODES = 2**16
 #: Magnitudes beyond which the lanes' constants would leave float32's range.
 SAFE = 2.0**100
 
@@ -128,7 +132,7 @@ def _lanes(f: Plain) -> tuple[float, ...] | None:
         if not f.signed or f.bits > WIDEST:
             return None
         unit = float(f.epsilon)
-        return (0, unit, 0.5, 1.5 * 2.0**23, float(f.max), unit, 0.0, 2.0**-12)
+        return (0, unit, 0.5, 1.5 * 2.0**23, float(f.max), unit, 0.0, 1.0)
     normal = float(f.min_normal)
     if f == FP32:
         return (exponent, normal, 0.0, 0.0, float(f.max), normal, 0.0, 0.0)
@@ -138,7 +142,7 @@ def _lanes(f: Plain) -> tuple[float, ...] | None:
     least, flush = (normal, 0.0) if f.subnormals else (normal / 2, normal)
     return (
         exponent, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (23 - m), min(float(f.max), SAFE), normal,
-        flush, 2.0 ** -(m + 12),
+        flush, 2.0**-m,
     )  # fmt: skip
 
 
@@ -325,27 +329,68 @@ def _units(a: Arithmetic, clip: float | None) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=16)
 def _activation_tables(a: Arithmetic) -> dict[str, Any] | None:
-    """What ``mu_call`` needs of a gate's arithmetic, or None where its fast form does not apply."""
+    """What ``mu_call`` or ``mu_tables`` need of a gate's arithmetic, or None where neither form applies."""
     f = a.mu
     output = f if isinstance(a.output, LinearFormat) else a.output
-    if (
-        not isinstance(f, FloatFormat) or f.precision > NARROW or a.rounding == "stochastic"
-        or not f == a.cell == output
-    ):  # fmt: skip
+    lanes = _lanes(f)
+    if not f == a.cell == output or lanes is None:
+        return None
+    fields = {
+        "format": lanes, "mode": MODES.index(a.rounding), "limit": a.limit,
+        "same": a.integer or a.accumulator == f,
+    }  # fmt: skip
+    if isinstance(f, FixedFormat):
+        more = _of_fixed(a, f)
+    else:
+        more = _of_stochastic(a, f) if a.rounding == "stochastic" else _of_narrow(a, f)
+    return None if more is None else fields | more
+
+
+def _store(f: FloatFormat) -> int | None:
+    """Which 16 bits are codes of a format's values."""
+    if f.precision > NARROW:
         return None
     if _unit(f) >= 2.0**-24 and f.max <= 65504:
-        store = HALF
-    elif f.mantissa_bits <= 7:
-        store = TOP
-    else:
+        return HALF
+    return TOP if f.mantissa_bits <= 7 else None
+
+
+def _of_narrow(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
+    store = _store(f)
+    if store is None:
         return None
-    unit = _units(a, None)
-    tables = [kernels.activation_table(unit, tangent, store) for tangent in (0, 1)]
+    tables = [kernels.activation_table(_units(a, None), tangent, store) for tangent in (0, 1)]
+    if any(t is None for t in tables):
+        return None
+    return {"store": store, "sigmoid": tables[0], "tanh": tables[1]}
+
+
+def _of_stochastic(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
+    store, unit = _store(f), _units(a, None)
+    # Functions have rational values at 0, 1/2 the least of them.
+    if store is None or a.segments is not None or not f.subnormals or f.min_normal > 0.5:
+        return None
+    tables = [kernels.cut_table(unit, tangent, store) for tangent in (0, 1)]
     if any(t is None for t in tables):
         return None
     return {
-        "format": _lanes(f), "mode": MODES.index(a.rounding), "store": store, "limit": a.limit,
-        "sigmoid": tables[0], "tanh": tables[1], "same": a.integer or a.accumulator == f,
+        "store": store, "method": unit[2], "middle": 0, "per_unit": 0.0, "functions": tables, "lost": None,
+    }  # fmt: skip
+
+
+def _of_fixed(a: Arithmetic, f: FixedFormat) -> dict[str, Any] | None:
+    middle = int(Fraction(a.limit) / f.epsilon)
+    if a.rounding == "stochastic" or middle > CODES or f.fraction_bits > 60:
+        return None
+    tables = []
+    for tangent in (0, 1):
+        table = kernels.fixed_table(_units(a, None), tangent, middle)
+        if table is None:
+            return None
+        tables.append(table)
+    return {
+        "store": WIDE, "method": 0, "middle": middle, "per_unit": 2.0**f.fraction_bits,
+        "functions": [t[0] for t in tables], "lost": [t[1] for t in tables],
     }  # fmt: skip
 
 
@@ -367,6 +412,20 @@ def _operand(
 def _codes(f: LinearFormat, alpha: float) -> tuple[Any, ...]:
     """The operand of integer products."""
     return (CODED, None, f.max, float(np.float32(alpha)), None, 0, 0)
+
+
+_kept = local()
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array that holds anything, the thread's own: fresh pages for every call would take time to clear."""
+    size = math.prod(shape)
+    kept: npt.NDArray[Any] | None = getattr(_kept, name, None)
+    if kept is None or len(kept) < size:
+        setattr(_kept, name, None)  # freed before the new one is there
+        kept = np.empty(size, dtype)
+        setattr(_kept, name, kept)
+    return kept[:size].reshape(shape)
 
 
 @dataclass
@@ -459,8 +518,12 @@ class PackedPass:
 
     def state(self, values: npt.ArrayLike | None, what: Plain | LinearFormat) -> F32:
         """A new array: a state rounded and padded, or one state of zeros."""
+        if values is None:
+            return np.zeros(self.width, np.float32)
         cells = self.layer.cells
-        v = np.asarray(np.zeros(cells) if values is None else values, np.float32)
+        v = np.asarray(values, np.float32)
+        if cells == self.width and not isinstance(what, LinearFormat):
+            return round_to(v, unraising(what))
         out = np.zeros((*v.shape[:-1], self.width), np.float32)
         if isinstance(what, LinearFormat):
             out[..., :cells] = stored(
@@ -470,17 +533,17 @@ class PackedPass:
             out[..., :cells] = round_to(v, unraising(what))
         return out
 
-    def _arrays(self, count: int) -> tuple[F32, npt.NDArray[np.int32] | None, F64]:
+    def _arrays(self, count: int, slot: int = 0) -> _Sums:
         rows = self.width // LANES * 4
-        sums = np.empty((count, rows + 1, LANES), np.float32)
+        sums = _scratch(f"sums {slot}", (count, rows + 1, LANES), np.float32)
         isums = None
         if self.integers:
-            isums = np.empty((self.groups, count, rows * LANES), np.int32)
+            isums = _scratch(f"integers {slot}", (self.groups, count, rows * LANES), np.int32)
         return sums, isums, np.empty((count, self.groups))
 
     def sequence(
         self, inputs: npt.ArrayLike, h: npt.ArrayLike | None, c: npt.ArrayLike | None, separate: bool,
-        counts: I64,
+        counts: I64, threads: int = 1,
     ) -> tuple[F32, F32]:  # fmt: skip
         """All time steps; returns h (T, cells) and the last c (cells,).
 
@@ -490,29 +553,65 @@ class PackedPass:
             Whether forward sums are finished and stored first (MWL), or go on (E-PUR).
         counts : int64 array of shape (8, 3)
             Of `COUNTED` places and `EVENTS`; added to.
+        threads : int
+            With more than one, the forward products of a block of time steps are computed during the
+            recurrent ones of the block before.
         """
         x = np.require(inputs, np.float32, ["C", "A"])
         out = np.empty((len(x), self.width), np.float32)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
-        seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = np.empty(self.compiled.room(min(BLOCK, max(len(x), 1))), np.uint8).view(np.int8)
-        starts = list(range(0, len(x), BLOCK))
-        for start in reversed(starts) if self.layer.reverse else starts:
-            part = slice(start, start + BLOCK)
-            sums, isums, bound = self._arrays(len(x[part]))
-            self.compiled.forward(x[part], sums, isums, bound, start, 1, seen, raised, room)
+        block = self._block(len(x))
+        starts = list(range(0, len(x), block))
+        if self.layer.reverse:
+            starts.reverse()
+        # Of forward and recurrent products apart.
+        seen = np.zeros((2, len(COUNTED), len(EVENTS) + 1), np.int64)
+        raised = np.full((len(starts), 2, 1), -1, np.int64)
+        rooms = [_scratch(f"room {n}", (self.compiled.room(block),), np.int8) for n in range(2)]
+
+        def forward(number: int, sums: _Sums) -> None:
+            start, values = starts[number], x[starts[number] : starts[number] + block]
+            self.compiled.forward(values, *sums, start, 1, seen[0], raised[number, 0], rooms[0])
             if separate:
-                if isums is not None:
-                    self.compiled.convert(sums, isums, start, seen)
-                self._store(sums, seen)
+                if sums[1] is not None:
+                    self.compiled.convert(sums[0], sums[1], start, seen[0])
+                self._store(sums[0], seen[0])
+
+        def recurrent(number: int, sums: _Sums) -> None:
+            start, values = starts[number], out[starts[number] : starts[number] + block]
             self.compiled.recurrent(
-                sums, isums, bound, separate, state, cell, out[part], self.layer.reverse, start, seen,
-                raised, room,
+                *sums, separate, state, cell, values, self.layer.reverse, start, seen[1], raised[number, 1],
+                rooms[1],
             )  # fmt: skip
-        self._taken(seen, raised, counts)
+
+        arrays = [
+            self._arrays(min(block, len(x) - start), n % 2 if threads > 1 else 0)
+            for n, start in enumerate(starts)
+        ]
+        if threads == 1 or len(starts) < 2:
+            for n, sums in enumerate(arrays):
+                forward(n, sums)
+                recurrent(n, sums)
+        else:
+            with ThreadPoolExecutor(1) as ahead:
+                coming = ahead.submit(forward, 0, arrays[0])
+                for n, sums in enumerate(arrays):
+                    coming.result()
+                    if n + 1 < len(arrays):
+                        coming = ahead.submit(forward, n + 1, arrays[n + 1])
+                    recurrent(n, sums)
+        places = raised[raised >= 0]
+        self._taken(seen.sum(0), int(places[0]) if len(places) else -1, counts)
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
+
+    def _block(self, steps: int) -> int:
+        """Time steps of a block: equal parts, integers' sums no more than a quarter of 16-bit weights."""
+        most = BLOCK
+        if self.integers:
+            most = min(max((self.layer.inputs + self.layer.cells) // 16, BLOCK), MOST)
+        return -(-steps // -(-steps // most)) if steps else 1
 
     def step(
         self, x: npt.ArrayLike, h: npt.ArrayLike, c: npt.ArrayLike, counts: I64, index: int
@@ -521,12 +620,12 @@ class PackedPass:
         x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = np.empty(self.compiled.room(max(len(x), 1)), np.uint8).view(np.int8)
+        room = _scratch("room 0", (self.compiled.room(max(len(x), 1)),), np.int8)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
         self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, room)
         self.compiled.step(sums, isums, bound, state, cell, index, 0, seen, raised, room)
-        self._taken(seen, raised, counts)
+        self._taken(seen, int(raised[0]), counts)
         cells = self.layer.cells
         return state[:, :cells], cell[:, :cells]
 
@@ -542,15 +641,15 @@ class PackedPass:
             padded[:, : self.layer.cells] = stored(real, a.partial.max, alpha, a.sum, row)
             sums[:, n:-1:4] = padded.reshape(len(sums), -1, LANES)
 
-    def _taken(self, seen: I64, raised: npt.NDArray[np.int64], counts: I64) -> None:
+    def _taken(self, seen: I64, raised: int, counts: I64) -> None:
         """Add what an evaluation counted to `counts`; end where a format that raises was left."""
         for n in np.flatnonzero(seen[:, len(EVENTS)]):
             where = COUNTED[n]
             # Results of integer sums are counted with the accumulator, but have the MU's format.
             formats = [getattr(a, place) for place in (where, "mu") for a in self.gates]
             f = next(f for f in formats if isinstance(f, FixedFormat) and f.overflow == "raise")
-            if raised[0] >= 0:
-                where += f", gate {GATES[raised[0] % 4]}, neuron {raised[0] // 4}"
+            if raised >= 0:
+                where += f", gate {GATES[raised % 4]}, neuron {raised // 4}"
             raise NetworkError(
                 self.layer.name, where, f"left the range of {f}",
                 f"use more bits, or let it saturate: {str(f).removesuffix('-raise')}",
@@ -632,7 +731,11 @@ def _group(
             path = BY_CHAIN
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
-    growth = (1 + 2.0 ** ((not nearest) - min(map(_precision, places)))) ** (subs + 5)
+    step = 1 + 2.0 ** ((not nearest) - min(map(_precision, places)))
+    growth = step ** (subs + 5)
+    if a.rounding.startswith("nearest"):
+        # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
+        growth = min(growth, 2 * step**5)
     top = min(float(f.max) for f in places)
     # Near zero a rounding adds up to a unit, however small the value.
     units = [
@@ -678,16 +781,15 @@ def _integer_group(
     assert isinstance(given, LinearFormat)
     assert isinstance(wide, FixedFormat)
     s = scales(layer.w_x, layer.w_h, weight, *ranges)
-    members = list(members)
     codes = []
     for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True):
-        q = np.zeros(matrix.shape, np.int16)
-        for n in members:
-            for part in _parts(matrix[n]):  # a few at a time: they are float64 on their way
-                q[n, part] = weight_codes(
-                    matrix[n : n + 1, part], weight, s[n : n + 1, part], alpha, counts
-                )[0]
-        codes.append(IntegerMatrix.pack(q, weight, given))
+        parts = (
+            (n, part.start, weight_codes(matrix[n : n + 1, part], weight, s[n : n + 1, part], alpha, counts)[0])
+            for n in members
+            for part in _parts(matrix[n])
+        )  # fmt: skip
+        _, cells, inputs = matrix.shape
+        codes.append(IntegerMatrix.gather(cells, inputs, weight, given, parts))
     scale = _blocked(multipliers(s, given), np.float64)
     with np.errstate(all="ignore"):
         single = scale.astype(np.float32)

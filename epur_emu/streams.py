@@ -53,6 +53,11 @@ def check_name(source: str, field: str, name: str) -> str:
     return name
 
 
+def _plain_name(name: object) -> bool:
+    """Whether `check_name` takes it, found quickly; False says nothing."""
+    return type(name) is str and 0 < len(name) <= MAX_NAME and name.isascii() and name.isprintable()
+
+
 def check_integer(source: str, field: str, value: object, least: int) -> int:
     """`value` as a plain int if it is an integer from `least` to `LIMIT`.
 
@@ -172,6 +177,56 @@ class AccessStream:
     loops: tuple[Loop, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self._plain():
+            self._check()
+
+    def _plain(self) -> bool:
+        """Whether plain integers make a stream, found quickly; loops are brought to canonical form.
+
+        False says nothing: `_check` decides.
+        """
+        name, size, cycle, loops = self.component, self.bytes, self.cycle, self.loops
+        low = high = self.address
+        if not (
+            type(size) is type(cycle) is type(low) is int
+            and _plain_name(name) and self.op in OPS and type(loops) is tuple and len(loops) <= MAX_LOOPS
+        ):  # fmt: skip
+            return False
+        span, accesses, changed = 0, 1, False
+        inside = inside_by = inside_wait = 0
+        for loop in reversed(loops):
+            try:
+                count, by, wait = loop
+            except (TypeError, ValueError):
+                return False
+            if not (type(loop) is tuple and type(count) is type(by) is type(wait) is int):
+                return False
+            if count < 2 or wait < span:
+                # A loop of one turn has no bounds but those of its numbers.
+                if count != 1 or not (-LIMIT <= by <= LIMIT and -LIMIT <= wait <= LIMIT):
+                    return False
+                changed = True
+                continue
+            span += (count - 1) * wait
+            if by < 0:
+                low += (count - 1) * by
+            else:
+                high += (count - 1) * by
+            accesses *= count
+            if inside and inside * inside_by == by and inside * inside_wait == wait:
+                changed = True
+            inside, inside_by, inside_wait = count, by, wait
+        if low < 0 or high + size > LIMIT or not 0 <= cycle <= LIMIT - span:
+            return False
+        if not 0 < size <= accesses * size <= LIMIT:
+            return False
+        held = self.__dict__
+        held["accesses"], held["span"] = accesses, span
+        if changed:
+            object.__setattr__(self, "loops", canonical(loops))
+        return True
+
+    def _check(self) -> None:
         source = f"stream of {self.component!s:.80}"
         check_name("stream", "component", self.component)
         if self.op not in OPS:
@@ -215,6 +270,16 @@ class AccessStream:
         check_integer(source, "end of the highest access", high + self.bytes, 0)
         check_integer(source, "last cycle", self.cycle + span, 0)
         check_integer(source, "total bytes", accesses * self.bytes, 0)
+
+    def at(self, component: str) -> AccessStream:
+        """The same accesses of another component."""
+        if not _plain_name(component):
+            check_name("stream", "component", component)
+        other = object.__new__(AccessStream)
+        held = other.__dict__
+        held.update(self.__dict__)
+        held["component"] = component
+        return other
 
     def __len__(self) -> int:
         return self.accesses

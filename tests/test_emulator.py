@@ -25,7 +25,7 @@ from epur_emu import (
 from epur_emu.arithmetic import arithmetic
 from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP16, MODES, FixedFormat, parse
-from epur_emu.passes import BLOCK, EVENTS, level_number, levels
+from epur_emu.passes import BLOCK, COUNTED, EVENTS, level_number, levels
 
 EPUR = ARITHMETICS["epur-fp16"]
 KEPT = EPUR.with_partial(FP16)
@@ -114,15 +114,17 @@ def test_every_level_equals_the_oracle_in_many_cases(case, a, order):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    passes(steps=3), arithmetics(), st.integers(0, 2**32 - 1),
-    st.sampled_from(levels()), st.integers(1, 2),
+    passes(steps=3), st.lists(st.integers(0, 5), max_size=3), arithmetics(),
+    st.integers(0, 2**32 - 1), st.sampled_from(levels()), st.integers(1, 2), st.booleans(),
 )  # fmt: skip
-def test_steps_of_several_states(case, a, index, level, threads):
-    """A decoder's step: N states are N sequences of one time step."""
+def test_steps_of_several_states(case, again, a, index, level, threads, count):
+    """A decoder's step: N states, some with equal inputs, are N sequences of one time step."""
+    if n := len(case.x):
+        case = replace(case, x=case.x[[*range(n), *(k % n for k in again)]])
     n = len(case.x)
     rng = np.random.default_rng(n)
     h, c = ((rng.normal(size=(n, case.layer.cells)) * 2).astype(np.float32) for _ in range(2))
-    run = engine(case.layer, a, "epur-mwl", level, threads=threads)
+    run = engine(case.layer, a, "epur-mwl", level, threads=threads, count=count)
     found_h, found_c = run.step(0, case.x, h, c, index)
     assert found_h.shape == found_c.shape == h.shape
     total = {place: [0, 0, 0] for place in counted(run)}
@@ -134,8 +136,24 @@ def test_steps_of_several_states(case, a, index, level, threads):
         for place, row in wanted.counts.items():
             once = place == "weight" and k  # rounded once for all
             total[place] = [x + y * (not once) for x, y in zip(total[place], row, strict=True)]
+            if not count and place in COUNTED[: COUNTED.index("mu")]:
+                total[place][EVENTS.index("underflow")] = 0
     if n:
         assert counted(run) == total
+
+
+@pytest.mark.parametrize("level", levels())
+def test_equal_inputs_of_a_step(level):
+    """They are multiplied once; other ones are not taken for them."""
+    case = usual(3, steps=3)
+    rng = np.random.default_rng(4)
+    x = case.x[[0, 1, 0, 2, 1, 1]]
+    x[3, :-1] = x[1, :-1]  # differs in its last element alone
+    h, c = (rng.normal(size=(len(x), case.layer.cells)).astype(np.float32) for _ in range(2))
+    found = engine(case.layer, EPUR, "epur", level, count=False).step(0, x, h, c)
+    for k in range(len(x)):
+        wanted = expected(Case(case.layer, x[k : k + 1], (h[k], c[k])), EPUR)
+        assert same_bits(found[0][k], wanted.h[0]) and same_bits(found[1][k], wanted.c)
 
 
 @settings(max_examples=40, deadline=None)
@@ -211,11 +229,13 @@ FAST = [
         for name, path in (("epur-fp16", "general"), ("epur-bf16", "general"),
                            ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "exact"))
     ),
+    (replace(EPUR, rounding="stochastic", activation="exact"), "general"),
+    *((replace(arithmetic("epur-q5.12"), activation=method), "general") for method in ("exact", "pwl-16")),
 ]  # fmt: skip
 
 
 def label(value):
-    return value if isinstance(value, str) else f"{value.name}-{value.rounding}"
+    return value if isinstance(value, str) else f"{value.name}-{value.rounding}-{value.activation}"
 
 
 @pytest.mark.parametrize(("a", "path"), FAST, ids=label)
@@ -304,6 +324,68 @@ def test_blocks_of_time_steps_do_not_show(steps, reverse):
     ):
         for order in ORDERS:
             check(case, a, order, levels()[-1:])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_forward_products_in_a_thread_of_their_own(order):
+    rng = np.random.default_rng(11)
+    network, x = stacked(rng), rng.normal(size=(3 * BLOCK + 5, 6)).astype(np.float32)
+    alpha = calibrate(network, [x]) | {f"{p.name}.input": 3.0 for p in network.passes}
+    for a in (EPUR, ARITHMETICS["epur-int8"]):
+        one, two, many = (Engine(network, a, order, alpha, threads=n) for n in (1, 2, 5))
+        wanted = one.sequence(x)
+        for run in (two, many):
+            for found, layer in zip(run.sequence(x), wanted, strict=True):
+                assert same_bits(found, layer)
+            assert run.stats == one.stats
+
+
+def test_a_sum_left_its_range_in_a_thread():
+    """The first place that raised is named, whichever thread was there."""
+    layer = usual(0, 4, 3, steps=2).layer
+    x = np.zeros((3 * BLOCK, 4), np.float32)
+    x[BLOCK // 2 :] = 1.0
+    narrow = FixedFormat(9, 0, overflow="raise")
+    a = replace(ARITHMETICS["epur-int8"], product=narrow, tree=narrow, accumulator=narrow)
+    messages = set()
+    for threads in (1, 2):
+        with pytest.raises(NetworkError) as caught:
+            engine(layer, a, threads=threads).sequence(x)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(["fp16", "e4m3", "e5m2", "e4m3fn-sat", "e5m7"]), st.integers(0, 2**32 - 1))
+def test_underflows_of_products_at_every_level(name, seed):
+    """Weights and inputs of every exponent and every number of last zeros."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(*shape):
+        significand = rng.integers(-2047, 2048, shape) >> rng.integers(0, 11, shape)
+        return np.ldexp(significand, rng.integers(-34, -8, shape)).astype(np.float32)
+
+    cells, inputs = int(rng.integers(1, 50)), int(rng.integers(1, 40))
+    layer = LstmLayer("pass", drawn(4, cells, inputs), drawn(4, cells, cells), drawn(4, cells))
+    x = drawn(3, inputs) * np.float32(2.0 ** rng.integers(0, 12))
+    a = arithmetic(f"epur-{name}")
+    runs = [engine(layer, a, level=level) for level in levels()]
+    for run in runs:
+        run.sequence(x)
+        assert counted(run) == counted(runs[0])  # the scalar kernel makes all products
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_sums_up_to_the_bound_of_a_long_accumulation(away):
+    """However many additions, one to the nearest value adds at most twice its term."""
+    a = arithmetic("epur-e4m3fn-sat")
+    a = replace(a, rounding="nearest-away") if away else a
+    rng = np.random.default_rng(2)
+    for size in (1.0, 3.0, 12.0):  # surely within, by the way it takes, and beyond
+        w_x = (rng.uniform(0.1, 0.14, (4, 16, 16 * 40)) * size).astype(np.float32)
+        layer = LstmLayer("pass", w_x, np.zeros((4, 16, 16), np.float32), np.zeros((4, 16), np.float32))
+        x = rng.uniform(0.4, 0.7, (2, 16 * 40)).astype(np.float32)
+        check(Case(layer, x, None), a)
 
 
 def test_a_short_and_a_long_way_side_by_side():

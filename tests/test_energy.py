@@ -7,8 +7,10 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,13 +27,15 @@ from epur_emu.cli import main
 from epur_emu.dataflow import schedule_sequence
 from epur_emu.energy import Dram, EnergyTable, Grid, Report, drams, energy, grids, presets, timeline
 from epur_emu.energy.dram import DRAM_IDLE
+from epur_emu.energy.events import Tally
 from epur_emu.energy.sram import COSTS
 from epur_emu.energy.values import STATUSES
 from epur_emu.errors import EpurError, TableError, TraceError
 from epur_emu.formats import parse
 from epur_emu.network import LayerShape
-from epur_emu.streams import KINDS, AccessStream, Component, Phase
+from epur_emu.streams import KINDS, OPS, AccessStream, Component, Phase
 from epur_emu.trace import Trace
+from epur_emu.trace.accesses import Runs
 
 ROOT = Path(__file__).parents[1]
 EPUR = Accelerator.load("epur")
@@ -886,3 +890,37 @@ def test_command_refuses(
     assert caught.value.code == 2
     out, err = capsys.readouterr()
     assert word in err and err.count("\n") == 1 and not out
+
+
+#: Start of a memory, bytes of a bank, the last bank.
+EDGES = ((0, 128, 30), (5000, 64, 7), (9000, 4096, 0))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.booleans())
+def test_runs_are_counted_as_their_accesses(seed, rows, loops):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 6, (2, rows))
+    by = rng.choice((0, 1, 16, -16, 64, -96, 300, -700), (2, rows))
+    wait = rng.integers(0, 9, (2, rows))
+    cycle, address = rng.integers(0, 50, rows), rng.integers(6000, 8000, rows)
+    size, op = rng.choice((1, 16, 64), rows), rng.integers(0, len(OPS), rows).astype(np.uint8)
+    if loops:
+        runs = Runs(cycle, address, size, op, counts, by, wait)
+    else:
+        runs, counts = Runs(cycle, address, size, op), np.ones((2, rows), np.int64)
+    accesses, banks, cycles = Counter(), set(), []
+    for k in range(rows):
+        for n, m in product(range(counts[0, k]), range(counts[1, k])):
+            place = address[k] + n * by[0, k] + m * by[1, k]
+            cycles.append(cycle[k] + n * wait[0, k] + m * wait[1, k])
+            index = max(i for i, edge in enumerate(EDGES) if edge[0] <= place)
+            start, bank, most = EDGES[index]
+            accesses[index, op[k], size[k]] += 1
+            ends = (min((place + d - start) // bank, most) for d in (0, size[k] - 1))
+            first, last = ends
+            banks |= {(index, b) for b in range(first, last + 1)}
+    tally = Tally()
+    tally.add(runs, EDGES)
+    assert +tally.accesses == accesses
+    assert {(i, b) for i, low, top in tally.banks for b in range(low, top + 1)} == banks
+    assert (tally.first, tally.last) == (min(cycles), max(cycles))

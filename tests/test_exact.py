@@ -485,7 +485,7 @@ class Unit:
     next: int = 0xFFFF0000
 
     def stand(self, v: Value, place: int, n: int) -> Value:
-        r = mix(self.key ^ n * 0x9E3779B9 & 0xFFFFFFFF) >> 20
+        r = (self.key * n + mix(self.key ^ 0x9E3779B9) & 0xFFFFFFFF) >> 20
         return definition(v, self.formats[place], self.mode, r, self.seen[place])
 
     def op(self, v: Value, place: int = MU) -> Value:

@@ -372,6 +372,7 @@ class Portable:
         self.c.dot_int_avx512(
             ctypes.byref(matrix), ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(acc.ctypes.data),
             ctypes.c_ssize_t(len(x)), ctypes.c_void_p(widths.ctypes.data), ctypes.c_void_p(seen.ctypes.data),
+            ctypes.create_string_buffer(16 * x.size + 4096 * (len(x) + 1)),
         )  # fmt: skip
 
 

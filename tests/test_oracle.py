@@ -408,6 +408,16 @@ class TestRandomNumbers:
         assert abs(numbers.mean() - 2047.5) < 5 * 4096 / math.sqrt(12 * len(numbers))
         assert np.bincount(numbers >> 8, minlength=16).min() > 1100
 
+    @pytest.mark.parametrize("pair", [(0, 1), (0, 16), (14, 23), (31, 63), (0xFFFF0000, 0xFFFFF000)])
+    def test_of_two_operations_are_independent(self, pair):
+        """Over keys of many neurons, every pair of upper bits is as frequent as any other."""
+        count = 2**14
+        keys = [oracle.random_key(5, 0, step, neuron, 0) for step in range(64) for neuron in range(256)]
+        high = np.array([[oracle.random_number(key, n) >> 8 for n in pair] for key in keys])
+        cells = np.bincount(high[:, 0] * 16 + high[:, 1], minlength=256)
+        squared = ((cells - count / 256) ** 2).sum() / (count / 256)
+        assert 150 < squared < 380  # of 255 degrees of freedom: 5 standard deviations
+
 
 def layer_of(inputs, cells, seed=0, peepholes=False, reverse=False, scale=0.5):
     rng = np.random.default_rng(seed)

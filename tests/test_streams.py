@@ -69,6 +69,42 @@ def test_lengths_and_bounds(stream: AccessStream) -> None:
     assert stream.end_address == max(address for _, address in accesses) + stream.bytes
 
 
+_NEAR = st.sampled_from([0, 1, LIMIT - 2, LIMIT, LIMIT + 1, -1, -LIMIT, True]) | st.integers(-3, 9)
+
+
+@given(
+    st.sampled_from(["dram", "x\u00e9", "a\n", "", "x" * 256, 3]), st.sampled_from(["read", "write", "erase"]),
+    _NEAR, _NEAR, _NEAR,
+    st.lists(
+        st.tuples(_NEAR, _NEAR, _NEAR)
+        | st.tuples(st.integers(1, 3), st.integers(-2, 3), st.integers(0, 9)),
+        max_size=7,
+    ),
+)  # fmt: skip
+def test_plain_integers_are_checked_as_all_others(
+    component: Any, op: str, size: Any, address: Any, cycle: Any, loops: list[Any]
+) -> None:
+    def made(loops: Any) -> tuple[Any, ...]:
+        try:
+            stream = AccessStream(component, op, size, address, cycle, loops)
+        except TraceError as error:
+            return str(error), "", 0
+        return stream, stream.loops, type(stream.bytes)
+
+    # Lists, as loops or in their places, take the long way.
+    assert made(tuple(loops)) == made(loops)
+
+
+@given(streams())
+def test_the_same_accesses_of_another_component(stream: AccessStream) -> None:
+    whole = stream.accesses
+    other = stream.at("other")
+    assert other == AccessStream("other", stream.op, stream.bytes, stream.address, stream.cycle, stream.loops)
+    assert (other.accesses, stream.component != "other") == (whole, True)
+    with pytest.raises(TraceError, match="component"):
+        stream.at("")
+
+
 @given(streams())
 def test_before_counts_earlier_accesses(stream: AccessStream) -> None:
     cycles = [cycle for cycle, _ in listed(stream)]

@@ -52,24 +52,37 @@ typedef struct {
     int32_t next;               /* younger request of the bank, or -1 */
 } dram_request;
 
-/* Clocks before which no such command may go out: of a bank, a group, a rank. */
+/* Kinds of commands as the timings tell them apart. */
+enum { DRAM_READS, DRAM_WRITES, DRAM_OPENS, DRAM_CLOSES, DRAM_SORTS };
+
+/* Clocks before which no such command may go out: of a bank, a group (whose last is not used), a rank. */
 typedef struct {
-    int64_t act, column[2]; /* reads, writes */
+    int64_t ok[DRAM_SORTS];
 } dram_ready;
+
+/* A command that a bank's requests need. */
+typedef struct {
+    int64_t clock;  /* before which neither the request nor the bank allow it */
+    uint64_t order; /* of the request; 2**63 more for row commands, which come behind column commands */
+    int32_t place;  /* of the request */
+    int32_t sort;
+} dram_offer;
 
 typedef struct {
     int64_t row; /* -1 is closed */
-    int64_t pre_ok, hits;
+    int64_t hits;
     dram_ready ok;
+    dram_offer offers[3]; /* a read, a write, an activation or precharge, those there are; if `looked` */
+    int64_t arrived;      /* when the first of the column commands' requests came; if `looked` */
+    int32_t offered, looked;
     int32_t first, last;  /* oldest and youngest request that waits, or -1 */
     int32_t waiting[2];   /* reads and writes */
     int32_t place;        /* in the channel's list of busy banks */
-    int32_t hit[2];       /* read and write of the open row that may go next, or -1; if `looked` */
-    int32_t looked;
+    int32_t rank, group;
 } dram_bank;
 
 typedef struct {
-    int64_t pre_ok, act, bank_refresh; /* the last two are clocks of the last command */
+    int64_t act, bank_refresh;         /* clocks of the last command */
     int64_t acts[4], next_act;         /* the last four */
     int64_t open, since, until, active;
     dram_ready ok;
@@ -104,6 +117,7 @@ typedef struct {
     uint64_t requests;
     int64_t *log; /* or NULL */
     int64_t log_room, log_used;
+    int64_t cycle, clock; /* of the last arrival */
     ptrdiff_t at;   /* next access of a feed */
     int64_t part;   /* next burst of it */
 } epur_dram;

@@ -50,7 +50,8 @@ static inline uint32_t mix(uint32_t x) {
 static inline uint32_t neuron_key(uint32_t step_key, uint32_t neuron, uint32_t gate) {
     return mix(step_key ^ (neuron * 4 + gate));
 }
-static inline uint32_t random12(uint32_t key, uint32_t n) { return mix(key ^ n * 0x9e3779b9U) >> 20; }
+static inline uint32_t second_key(uint32_t key) { return mix(key ^ 0x9e3779b9U); }
+static inline uint32_t random12(uint32_t key, uint32_t n) { return (key * n + second_key(key)) >> 20; }
 
 #define OP_JOIN 0xfffff000U /* MWL's sum of recurrent and stored part */
 #define OP_MU 0xffff0000U   /* the MU's first operation */

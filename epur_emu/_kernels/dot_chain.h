@@ -19,15 +19,20 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* LOCK vectors of neurons go through the tree side by side, in LOCK_ROWS rows of 16: the chain of one rounding is
- * some ten cycles long, and only independent neighbours in program order fill it. */
-#define LOCK 4
+ * some ten cycles long, and only independent neighbours in program order fill it. With 16 registers there is room for two. */
+#define LOCK (VW == 8 ? 2 : 4)
 #define LOCK_ROWS (LOCK / VN ? LOCK / VN : 1)
 #define LANES (LOCK * VW)
 /* Vectors that share one conversion of the weights. */
-#define TILE 32
+#define TILE 48
 /* Codes to prefetch beyond those in use. */
-#define AHEAD 1024
+#define AHEAD 4096
 #define ALIGNED __attribute__((aligned(64)))
+#if defined(__GNUC__)
+#define IN_MEMORY(sixteen) __asm__ volatile("" : "+m"(*(float(*)[16])(sixteen)))
+#else
+#define IN_MEMORY(sixteen)
+#endif
 #define EACH for (int i = 0; i < LOCK; i++)
 
 INLINE void fetch(vf *a, const float *from) { EACH a[i] = vf_load(from + i * VW); }
@@ -83,17 +88,6 @@ typedef struct {
     const float *x, *scaled;
 } inputs;
 
-INLINE void products(vf *p, const vf *w, const inputs *in, int j, const chain *k, vc *below) {
-    vf t[LOCK];
-    EACH t[i] = vf_absmax(vf_mul(w[i], vf_set(in->scaled[j])), vf_set(k->least * k->product));
-    EACH p[i] = vf_sub(vf_madd(w[i], vf_set(in->x[j]), t[i]), t[i]);
-    if (below)
-        EACH {
-            const vf q = vf_mul(w[i], vf_set(in->x[j]));
-            *below = vc_add(*below, vm_and(vf_lt(vf_abs(q), vf_set(k->normal)), vf_ne(p[i], q)));
-        }
-}
-
 INLINE void pairs(vf *a, const vf *b, float c) {
     vf y[LOCK];
     EACH a[i] = vf_add(a[i], b[i]);
@@ -101,55 +95,69 @@ INLINE void pairs(vf *a, const vf *b, float c) {
     EACH a[i] = vf_msub(a[i], vf_set(c), y[i]);
 }
 
-INLINE void stored_pairs(float *to, const float *from, float c) {
-    vf a[LOCK], b[LOCK];
-    fetch(a, to);
-    fetch(b, from);
-    pairs(a, b, c);
-    put(to, a);
-}
-
-/* The upper levels of a tree whose eight sums of adjacent products lie in `level`, and the accumulator: eight steps. */
-INLINE void upper(int step, float *level, float *acc, const chain *k) {
-    switch (step) {
-    case 0: stored_pairs(level, level + LANES, k->tree); break;
-    case 1: stored_pairs(level + 2 * LANES, level + 3 * LANES, k->tree); break;
-    case 2: stored_pairs(level + 4 * LANES, level + 5 * LANES, k->tree); break;
-    case 3: stored_pairs(level + 6 * LANES, level + 7 * LANES, k->tree); break;
-    case 4: stored_pairs(level, level + 2 * LANES, k->tree); break;
-    case 5: stored_pairs(level + 4 * LANES, level + 6 * LANES, k->tree); break;
-    case 6: stored_pairs(level, level + 4 * LANES, k->tree); break;
-    default: stored_pairs(acc, level, k->acc);
+INLINE void count_below(vc *below, const vf *p, const vf *w, float x, const chain *k) {
+    EACH {
+        const vf q = vf_mul(w[i], vf_set(x));
+        *below = vc_add(*below, vm_and(vf_lt(vf_abs(q), vf_set(k->normal)), vf_ne(p[i], q)));
     }
 }
 
-/* One sub-vector, pipelined: its products and their adjacent sums go to `now`, while the tree of the sub-vector before,
- * in `was`, is finished into `acc`, so that every operand is ready by the time it is wanted. */
-#define TWO_PAIRS(load, g)                                                          \
-    load(w, at, from, 4 * (g)), products(a, w, in, 4 * (g), k, below);                \
-    upper(2 * (g), was, acc, k);                                                    \
-    if (g) pairs(c, d, k->tree), put(now + (2 * (g)-1) * LANES, c);                  \
-    load(w, at, from, 4 * (g) + 1), products(b, w, in, 4 * (g) + 1, k, below);        \
-    load(w, at, from, 4 * (g) + 2), products(c, w, in, 4 * (g) + 2, k, below);        \
-    upper(2 * (g) + 1, was, acc, k);                                                \
-    pairs(a, b, k->tree), put(now + 2 * (g)*LANES, a);                               \
-    load(w, at, from, 4 * (g) + 3), products(d, w, in, 4 * (g) + 3, k, below);
-#define DEFINE_TREE(name, type, load)                                                                         \
-    INLINE void name(float *now, float *was, float *acc, const type *at, ptrdiff_t from, const inputs *in, \
-                            const chain *k, vc *below) {                                                      \
-        vf w[LOCK], a[LOCK], b[LOCK], c[LOCK], d[LOCK];                                                       \
-        TWO_PAIRS(load, 0)                                                                                    \
-        TWO_PAIRS(load, 1)                                                                                    \
-        TWO_PAIRS(load, 2)                                                                                    \
-        TWO_PAIRS(load, 3)                                                                                    \
-        pairs(c, d, k->tree), put(now + 7 * LANES, c);                                                        \
+/* s = the sums of the products v x[j] and w x[j + 1]; meanwhile a = a + b with the constant c, of sums that are ready, so
+ * that their operations and those of the products fill each other's waiting times. */
+INLINE void products(vf *s, const vf *v, const vf *w, int j, const inputs *in, vf *a, const vf *b, float c, const chain *k,
+                     vc *below) {
+    const vf x = vf_set(in->x[j]), y = vf_set(in->x[j + 1]), least = vf_set(k->least * k->product);
+    vf t[LOCK], u[LOCK], p[LOCK], z[LOCK];
+    EACH t[i] = vf_mul(v[i], vf_set(in->scaled[j]));
+    EACH u[i] = vf_mul(w[i], vf_set(in->scaled[j + 1]));
+    if (b) EACH a[i] = vf_add(a[i], b[i]);
+    EACH t[i] = vf_absmax(t[i], least);
+    if (b) EACH z[i] = vf_mul(a[i], vf_set(c - 1.0f));
+    EACH u[i] = vf_absmax(u[i], least);
+    EACH s[i] = vf_madd(v[i], x, t[i]);
+    EACH p[i] = vf_madd(w[i], y, u[i]);
+    EACH s[i] = vf_sub(s[i], t[i]);
+    if (b) EACH a[i] = vf_msub(a[i], vf_set(c), z[i]);
+    EACH p[i] = vf_sub(p[i], u[i]);
+    if (below) count_below(below, s, v, in->x[j], k), count_below(below, p, w, in->x[j + 1], k);
+    pairs(s, p, k->tree);
+}
+
+/* One sub-vector. The last sums of its tree are left to the next one: halves 0 and 1 are the sums of its first and last
+ * eight products, and what comes in there goes into acc. */
+#define PRODUCTS(load, j, s, a, b, c) \
+    load(v, at, from, j), load(w, at, from, (j) + 1), products(s, v, w, j, in, a, b, c, k, below);
+#define DEFINE_TREE(name, type, load)                                                                          \
+    INLINE void name(vf half[2][LOCK], float *acc, const type *at, ptrdiff_t from, const inputs *in, const chain *k, \
+                     vc *below) {                                                                              \
+        vf v[LOCK], w[LOCK], a[LOCK], b[LOCK], c[LOCK], d[LOCK], sum[LOCK];                                    \
+        PRODUCTS(load, 0, a, half[0], half[1], k->tree)                                                        \
+        fetch(sum, acc);                                                                                       \
+        PRODUCTS(load, 2, b, sum, half[0], k->acc)                                                             \
+        put(acc, sum);                                                                                         \
+        PRODUCTS(load, 4, c, a, b, k->tree)                                                                    \
+        PRODUCTS(load, 6, d, NULL, NULL, 0)                                                                    \
+        PRODUCTS(load, 8, b, c, d, k->tree)                                                                    \
+        PRODUCTS(load, 10, d, a, c, k->tree)                                                                   \
+        PRODUCTS(load, 12, c, b, d, k->tree)                                                                   \
+        PRODUCTS(load, 14, d, NULL, NULL, 0)                                                                   \
+        pairs(c, d, k->tree), pairs(b, c, k->tree);                                                            \
+        EACH half[0][i] = a[i], half[1][i] = b[i];                                                             \
     }
 DEFINE_TREE(tree_half, codes, load_half)
 DEFINE_TREE(tree_top, codes, load_top)
 DEFINE_TREE(tree_wide, float, load_wide)
 
+/* The last sub-vector's tree into acc. */
+INLINE void finish(vf half[2][LOCK], float *acc, const chain *k) {
+    vf sum[LOCK];
+    pairs(half[0], half[1], k->tree);
+    fetch(sum, acc), pairs(sum, half[0], k->acc), put(acc, sum);
+}
+
 INLINE void scale(float *to, const float *x, float by) {
     for (int j = 0; j < 16; j += VW) vf_store(to + j, vf_mul(vf_load(x + j), vf_set(by)));
+    IN_MEMORY(to); /* else GCC picks the lanes out of a register, where a load does it for nothing */
 }
 
 /* One vector alone waits for its weights. */
@@ -163,8 +171,7 @@ INLINE void chain_rows(
     const matrix *m, const chain constants, const int32_t *order, ptrdiff_t count, const float *x, float *acc,
     ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, int counted, int64_t *underflow) {
     const chain *k = &constants;
-    float wide[16 * LANES] ALIGNED, level[2][8 * LANES] ALIGNED;
-    float scaled[16] ALIGNED;
+    float wide[16 * LANES] ALIGNED, scaled[16] ALIGNED;
     float sums[TILE * LANES] ALIGNED; /* side by side, where rows of `acc` may share one cache set */
     for (ptrdiff_t r = 0; r < count; r += LOCK_ROWS) {
         for (int part = 0; part < LOCK_ROWS * VN; part += LOCK) { /* one, but for the scalar level */
@@ -182,40 +189,38 @@ INLINE void chain_rows(
                 if (!used) continue;
                 for (ptrdiff_t u = 0; u < used; u++) gather_lanes(sums + u * LANES, a + place[u] * pitch, order + r);
                 float *before = sums;
-                int now = 0;
-                memset(level[1], 0, sizeof level[1]); /* begins with a tree of +0: adds nothing */
+                vf half[2][LOCK]; /* begins with a tree of +0: adds nothing */
+                EACH half[0][i] = half[1][i] = vf_set(0.0f);
                 const ptrdiff_t next = nv * 16;
                 const float *xs = x + first * 16;
                 if (used == 1 && m->store == HALF) {
                     xs += place[0] * 16;
-                    for (ptrdiff_t s = 0; s < m->subs; s++, now ^= 1, xs += next)
-                        {
+                    for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         const inputs in = {xs, scaled};
                         scale(scaled, xs, k->product);
                         ahead(&at, s);
-                        tree_half(level[now], level[now ^ 1], sums, &at, s * 256, &in, k, below);
+                        tree_half(half, sums, &at, s * 256, &in, k, below);
                     }
                 } else if (used == 1 && m->store == TOP) {
                     xs += place[0] * 16;
-                    for (ptrdiff_t s = 0; s < m->subs; s++, now ^= 1, xs += next)
-                        {
+                    for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         const inputs in = {xs, scaled};
                         scale(scaled, xs, k->product);
                         ahead(&at, s);
-                        tree_top(level[now], level[now ^ 1], sums, &at, s * 256, &in, k, below);
+                        tree_top(half, sums, &at, s * 256, &in, k, below);
                     }
                 } else {
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         widen(wide, &shifted, order + r, s); /* one conversion of the weights serves all vectors */
-                        for (ptrdiff_t u = 0; u < used; u++, now ^= 1) {
+                        for (ptrdiff_t u = 0; u < used; u++) {
                             const inputs in = {xs + place[u] * 16, scaled};
                             scale(scaled, in.x, k->product);
-                            tree_wide(level[now], level[now ^ 1], before, wide, 0, &in, k, below);
+                            tree_wide(half, before, wide, 0, &in, k, below);
                             before = sums + u * LANES;
                         }
                     }
                 }
-                for (int step = 0; step < 8; step++) upper(step, level[now ^ 1], before, k);
+                finish(half, before, k);
                 for (ptrdiff_t u = 0; u < used; u++) scatter_lanes(a + place[u] * pitch, sums + u * LANES, order + r);
                 if (counted) *underflow += vc_sum(seen_below);
             }

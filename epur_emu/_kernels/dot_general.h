@@ -7,7 +7,8 @@
  *                  instead, which keeps it on v's side of all results and half-way points.
  *   up, down, zero the processor rounds to float32 in the same direction, and then to units: together that is once.
  *   nearest away   the processor cuts: cut(cut(v) + half a unit); half units are float32 values, so that no cut passes one.
- *   stochastic     likewise cut(cut(v) + random * unit / 2^12), up to 11 bits of significand.
+ *   stochastic     likewise cut(cut(v) + (1 + random / 2^12) units) - one unit, up to 11 bits of significand: the one
+ *                  unit more makes the random number's bits a float32 of themselves.
  * The unit follows from the exponent of v rounded to float32: where that is one too large, v rounds to a power of two anyway.
  *
  * Results beyond the largest value, infinities and not-a-number are not treated here: the largest magnitude met is kept, and
@@ -69,17 +70,24 @@ INLINE vf scale_of(vf v, const lanes *f, const int mode, const int watching) {
     return cuts ? vf_or(e, vf_and(v, SIGN)) : e;
 }
 
+/* One lane's or vector's two keys, of stochastic rounding. */
+typedef struct {
+    vk a, b;
+} keys;
+INLINE keys keys_at(const uint32_t *a, const uint32_t *b) { return (keys){vk_load(a), vk_load(b)}; }
+
 /* What is added to v before it is cut; the products are exact. */
-INLINE vf shifted(vf v, vf scale, const lanes *f, const int mode, vk key, uint32_t n) {
+INLINE vf shifted(vf v, vf scale, const lanes *f, const int mode, const keys *key, uint32_t n) {
     if (mode == NEAREST_AWAY) return vf_fma(scale, vf_set(f->half), v);
-    if (mode == STOCHASTIC) return vf_fma(vf_mix(key, n), vf_mul(scale, vf_set(f->random)), v);
+    if (mode == STOCHASTIC) return vf_fma(scale, vf_random(key->a, key->b, n, f->one), v);
     return v;
 }
 
 /* v to units; scale * magic is exact. */
-INLINE vf to_units(vf v, const lanes *f, const int mode, const int watching, vk key, uint32_t n) {
+INLINE vf to_units(vf v, const lanes *f, const int mode, const int watching, const keys *key, uint32_t n) {
     const vf scale = scale_of(v, f, mode, watching), magic = vf_set(f->magic);
-    return vf_fnma(scale, magic, vf_fma(scale, magic, shifted(v, scale, f, mode, key, n)));
+    const vf back = mode == STOCHASTIC ? vf_set(f->magic + f->one) : magic;
+    return vf_fnma(scale, back, vf_fma(scale, magic, shifted(v, scale, f, mode, key, n)));
 }
 
 INLINE vf watched(vf r, const lanes *f, const int tracked, watch *w) {
@@ -89,7 +97,7 @@ INLINE vf watched(vf r, const lanes *f, const int tracked, watch *w) {
 }
 
 INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, const int mode, const int watching,
-                           const vk *keys, uint32_t n, watch *seen_here) {
+                           const keys *key, uint32_t n, watch *seen_here) {
     const vf x = vf_set(factor);
     const int single = f->magic == 0.0f; /* float32 itself */
     EACH {
@@ -99,7 +107,7 @@ INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, con
             const vf magic = vf_mul(scale_of(near, f, mode, watching), vf_set(f->magic));
             r = vf_sub(vf_fma(w[i], x, magic), magic);
         } else if (!single)
-            r = to_units(near, f, mode, watching, keys[i], n);
+            r = to_units(near, f, mode, watching, key + i, n);
         r = watched(r, f, watching != NOTHING, seen_here);
         if (watching == COUNTS) {
             const vf rest = vf_fma(w[i], x, vf_neg(r)), room = vf_fma(vf_abs(w[i]), vf_abs(x), vf_set(-f->normal));
@@ -117,7 +125,7 @@ INLINE vf error_of(vf a, vf b, vf s) {
 }
 
 INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, int innocuous, const int watching,
-                       const vk *keys, uint32_t n, watch *seen_here) {
+                       const keys *key, uint32_t n, watch *seen_here) {
     const int single = f->magic == 0.0f, odd = HAS_ODD && mode == NEAREST_EVEN && !innocuous && !single;
     const vf zero = vf_set(0.0f);
     vf s[LOCK], e[LOCK], r[LOCK];
@@ -131,7 +139,7 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, int i
             e[i] = error_of(a[i], b[i], s[i]);
             lost |= vm_any(vf_ne(e[i], zero));
         }
-    EACH r[i] = single ? s[i] : to_units(s[i], f, mode, watching, keys[i], n);
+    EACH r[i] = single ? s[i] : to_units(s[i], f, mode, watching, key + i, n);
     if (lost)
         EACH {
             const vf off = vf_sub(s[i], r[i]), half = vf_mul(scale_of(s[i], f, mode, watching), vf_set(f->half));
@@ -166,29 +174,38 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, int i
 }
 
 INLINE void one_sub_vector(float *level, float *acc, const float *wide, const float *x, const general *g, const int mode,
-                           const int innocuous, const int watching, const uint32_t *key, uint32_t n, watch *seen_here) {
+                           const int innocuous, const int watching, const uint32_t *key_a, const uint32_t *key_b, uint32_t n,
+                           watch *seen_here) {
     const int sums = watching == COUNTS && !g->narrows ? RANGE : watching;
-    vk keys[LOCK];
+    keys key[LOCK];
     vf a[LOCK], b[LOCK];
-    EACH keys[i] = vk_load(key + i * VW);
+    EACH key[i] = keys_at(key_a + i * VW, key_b + i * VW);
     for (int j = 0; j < 16; j += 2) {
         vf w[LOCK];
-        load_wide(w, wide, 0, j), round_products(a, w, x[j], &g->place[PRODUCT], mode, watching, keys, n + (uint32_t)j, seen_here);
+        load_wide(w, wide, 0, j), round_products(a, w, x[j], &g->place[PRODUCT], mode, watching, key, n + (uint32_t)j, seen_here);
         load_wide(w, wide, 0, j + 1);
-        round_products(b, w, x[j + 1], &g->place[PRODUCT], mode, watching, keys, n + (uint32_t)j + 1, seen_here);
-        round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[0], sums, keys, n + 16 + (uint32_t)j / 2, seen_here + TREE);
+        round_products(b, w, x[j + 1], &g->place[PRODUCT], mode, watching, key, n + (uint32_t)j + 1, seen_here);
+        round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[0], sums, key, n + 16 + (uint32_t)j / 2, seen_here + TREE);
         put(level + j / 2 * LANES, a);
     }
     uint32_t op = n + 24;
     for (int width = 4; width; width /= 2)
         for (int j = 0; j < width; j++, op++) {
             fetch(a, level + 2 * j * LANES), fetch(b, level + (2 * j + 1) * LANES);
-            round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[1], sums, keys, op, seen_here + TREE);
+            round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[1], sums, key, op, seen_here + TREE);
             put(level + j * LANES, a);
         }
     fetch(a, acc), fetch(b, level);
-    round_sums(a, b, &g->place[ACCUMULATOR], mode, innocuous || g->within[2], sums, keys, op, seen_here + ACCUMULATOR);
+    round_sums(a, b, &g->place[ACCUMULATOR], mode, innocuous || g->within[2], sums, key, op, seen_here + ACCUMULATOR);
     put(acc, a);
+}
+
+/* Keys of the neurons of a block, of one gate. */
+INLINE void block_keys(uint32_t *a, uint32_t *b, uint32_t step_key, uint32_t block, uint32_t gate) {
+    for (uint32_t l = 0; l < 16; l++) {
+        a[l] = neuron_key(step_key, block * 16 + l, gate);
+        b[l] = second_key(a[l]);
+    }
 }
 
 /* Whether a place may have left its range. Where the processor cuts, it also cuts at its own largest value. */
@@ -216,7 +233,7 @@ typedef struct {
 INLINE void general_rows(const general_call *c, const int mode, const int innocuous, const int watching) {
     const matrix *m = c->m;
     float wide[16 * LANES] ALIGNED, level[8 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
-    uint32_t keys[TILE * LANES] ALIGNED;
+    uint32_t key_a[TILE * LANES] ALIGNED, key_b[TILE * LANES] ALIGNED;
     for (ptrdiff_t r = 0; r < c->count; r += LOCK_ROWS) {
         const int32_t *order = c->order + r;
         for (ptrdiff_t first = 0; first < c->nv; first += TILE) {
@@ -229,20 +246,16 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
                 for (int p = 0; p < 3; p++) seen_here[u][p] = (watch){vf_set(0.0f), vc_zero()};
-                for (int l = 0; l < LANES; l++) {
-                    const uint32_t row = (uint32_t)order[l / 16];
-                    const uint32_t key = mode == STOCHASTIC ? neuron_key(c->step_keys[first + place[u]],
-                                                                         row / 4 * 16 + (uint32_t)l % 16, row % 4)
-                                                            : 0;
-                    keys[u * LANES + l] = key ^ key >> 16; /* mix's first step: the same for operation and key apart */
-                }
+                for (int i = 0; mode == STOCHASTIC && i < LOCK_ROWS; i++)
+                    block_keys(key_a + u * LANES + i * 16, key_b + u * LANES + i * 16, c->step_keys[first + place[u]],
+                               (uint32_t)order[i] / 4, (uint32_t)order[i] % 4);
             }
             for (ptrdiff_t s = 0; s < m->subs; s++) {
                 const float *xs = c->x + (s * c->nv + first) * 16;
                 widen(wide, m, order, s);
                 for (ptrdiff_t u = 0; u < used; u++)
                     one_sub_vector(level, sums + u * LANES, wide, xs + place[u] * 16, c->g, mode, innocuous, watching,
-                                   keys + u * LANES, 32 * (uint32_t)(c->first_sub + s), seen_here[u]);
+                                   key_a + u * LANES, key_b + u * LANES, 32 * (uint32_t)(c->first_sub + s), seen_here[u]);
             }
             for (ptrdiff_t u = 0; u < used; u++) {
                 int out = 0;
@@ -306,7 +319,7 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
 
 INLINE int join_lanes(const general *g, float *acc, const float *stored, ptrdiff_t n, seen *count, const int mode) {
     watch w = {vf_set(0.0f), vc_zero()};
-    const vk none[LOCK] = {0};
+    const keys none[LOCK] = {0};
     for (ptrdiff_t k = 0; k < n; k += LANES) {
         vf a[LOCK], b[LOCK];
         fetch(a, acc + k), fetch(b, stored + k);

@@ -33,7 +33,8 @@ cdef extern from * nogil:
         int narrow, largest_w, largest_x
     ctypedef struct int_width:
         int bits, overflow
-    void epur_dot_int(int, const int_matrix*, const int16_t*, int32_t*, ptrdiff_t, const int_width*, int64_t*)
+    void epur_dot_int(int, const int_matrix*, const int16_t*, int32_t*, ptrdiff_t, const int_width*, int64_t*, void*)
+    ptrdiff_t int_room(ptrdiff_t, ptrdiff_t)
     void epur_input_codes(int, const float*, int16_t*, ptrdiff_t, int, double, int64_t*)
 
 
@@ -52,6 +53,7 @@ def dot(int level, const uint8_t[::1] codes, const double[::1] energy, bint narr
     """Add W x[v] to acc[v]: x IN (nv, inputs), acc INOUT (nv, blocks * 4, 16), widths IN (4, 2): bits, overflow."""
     cdef int_matrix w
     cdef int_width width[4]
+    cdef char[::1] room = bytearray(int_room(x.shape[1], x.shape[0]))
     if not (acc.shape[0] and acc.shape[1] and x.shape[1]):
         return
     w.codes, w.energy = &codes[0], &energy[0]
@@ -60,7 +62,7 @@ def dot(int level, const uint8_t[::1] codes, const double[::1] energy, bint narr
     for gate in range(4):
         width[gate].bits, width[gate].overflow = widths[gate, 0], widths[gate, 1]
     with nogil:
-        epur_dot_int(level, &w, &x[0, 0], &acc[0, 0, 0], x.shape[0], width, &seen[0])
+        epur_dot_int(level, &w, &x[0, 0], &acc[0, 0, 0], x.shape[0], width, &seen[0], &room[0])
 
 
 def input_codes(int level, const float[::1] x, int16_t[::1] codes, int largest, double alpha, int64_t[::1] seen):

@@ -74,3 +74,9 @@ class Pass:
 def activation_table(
     one: tuple[Any, ...], tangent: int, store: int
 ) -> npt.NDArray[np.uint32] | None: ...
+def fixed_table(
+    one: tuple[Any, ...], tangent: int, middle: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]] | None: ...
+def cut_table(
+    one: tuple[Any, ...], tangent: int, store: int
+) -> npt.NDArray[np.float32] | None: ...

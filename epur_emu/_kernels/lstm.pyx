@@ -5,7 +5,7 @@ Cython, because the loops run over single rounded operations. Callers pass C-con
 ``pass.h`` states; nothing is checked or raised here.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 import numpy as np
@@ -36,7 +36,7 @@ cdef extern from * nogil:
         float product, tree, acc, least, normal
     ctypedef struct lanes:
         uint32_t mask
-        float least, half, magic, max, normal, flush, random
+        float least, half, magic, max, normal, flush, one
     ctypedef struct general:
         lanes place[3]
         int mode, innocuous, narrows
@@ -79,15 +79,25 @@ cdef extern from * nogil:
         const float *peep
         const uint32_t *sigmoid
         const uint32_t *tanh
+    ctypedef struct mu_tables:
+        lanes format
+        int mode, store, same, method, middle
+        float limit, clip, per_unit
+        const float *bias
+        const float *peep
+        const float *function[2]
+        const uint8_t *lost[2]
     ctypedef struct c_pass "pass":
-        int level, counted, groups
+        int level, counted, groups, integers
         Py_ssize_t cells, blocks, subs_x
         unit unit[4]
         group group[4]
         const float *bias
         const float *peep
-        int narrow_mu
+        int narrow_mu, general_mu
         mu_call mu
+        mu_tables tables
+        const lanes *int_format
         operand output
         uint32_t key
     void pass_forward(const c_pass *, const float *, Py_ssize_t, float *, int32_t *, double *, Py_ssize_t, uint32_t,
@@ -98,6 +108,8 @@ cdef extern from * nogil:
     void pass_recurrent(const c_pass *, float *, int32_t *, double *, int, float *, float *, float *, Py_ssize_t, int,
                         uint32_t, seen *, int64_t *, void *)
     int pass_table(const unit *, int, int, uint32_t *)
+    int pass_fixed_table(const unit *, int, int, float *, uint8_t *)
+    int pass_cut_table(const unit *, int, int, float *)
     Py_ssize_t pass_room(const c_pass *, Py_ssize_t)
 
 
@@ -115,7 +127,7 @@ cdef fmt format_of(values) except *:
 cdef lanes lanes_of(values) except *:
     cdef lanes f
     f.mask = int(values[0])
-    f.least, f.half, f.magic, f.max, f.normal, f.flush, f.random = values[1:8]
+    f.least, f.half, f.magic, f.max, f.normal, f.flush, f.one = values[1:8]
     return f
 
 
@@ -148,7 +160,7 @@ cdef class Pass:
         Fields of ``group``; arrays for pointers.
     bias, peep : float32 array or None
     mu : dict or None
-        Fields of ``mu_call``.
+        Fields of ``mu_call``, or of ``mu_tables`` if it has ``functions``.
     output : tuple or None
         An operand's fields.
     """
@@ -184,10 +196,13 @@ cdef class Pass:
             for k in range(2):
                 self.operand_of(&g.operand[k], values["operand"][k])
             if "codes" in values:
+                self.p.integers = 1
                 self.integers(g, values)
             else:
                 self.numbers(g, values)
-        if mu is not None:
+        if mu is not None and "functions" in mu:
+            self.general(mu)
+        elif mu is not None:
             self.kept.append(mu)
             self.p.narrow_mu = 1
             self.p.mu.format = lanes_of(mu["format"])
@@ -198,8 +213,33 @@ cdef class Pass:
             self.p.mu.sigmoid = &u32[0]
             u32 = mu["tanh"]
             self.p.mu.tanh = &u32[0]
+            if self.p.mu.mode == 0:  # nearest even
+                self.p.int_format = &self.p.mu.format
         if output is not None:
             self.operand_of(&self.p.output, output)
+
+    cdef general(self, mu):
+        """A MU of `mu_tables`."""
+        cdef const float[::1] f32
+        cdef const uint8_t[::1] lost
+        cdef mu_tables *t = &self.p.tables
+        cdef int k
+        self.kept.append(mu)
+        self.p.general_mu = 1
+        t.format = lanes_of(mu["format"])
+        t.mode, t.store, t.same, t.method, t.middle = (
+            mu["mode"], mu["store"], mu["same"], mu["method"], mu["middle"],
+        )
+        t.limit, t.clip, t.per_unit = mu["limit"], mu["clip"], mu["per_unit"]
+        t.bias, t.peep = self.p.bias, self.p.peep
+        for k in range(2):
+            f32 = mu["functions"][k]
+            t.function[k] = &f32[0]
+            if mu["lost"] is not None:
+                lost = mu["lost"][k]
+                t.lost[k] = &lost[0]
+        if t.mode == 0:
+            self.p.int_format = &t.format
 
     cdef operand_of(self, operand *o, values):
         cdef const float[::1] table
@@ -295,3 +335,20 @@ def activation_table(one, int tangent, int store):
     cdef unit u = unit_of(one)
     cdef uint32_t[::1] table = np.zeros(65536, np.uint32)
     return np.asarray(table) if pass_table(&u, tangent, store, &table[0]) else None
+
+
+def fixed_table(one, int tangent, int middle):
+    """Table of an activation for a fixed-point ``mu_tables`` and its underflows, or None: see ``pass_fixed_table``."""
+    cdef unit u = unit_of(one)
+    cdef float[::1] table = np.zeros(2 * middle + 1, np.float32)
+    cdef uint8_t[::1] lost = np.zeros(2 * middle + 1, np.uint8)
+    if pass_fixed_table(&u, tangent, middle, &table[0], &lost[0]):
+        return np.asarray(table), np.asarray(lost)
+    return None
+
+
+def cut_table(one, int tangent, int store):
+    """Table (65536) of a function for a stochastic ``mu_tables``, or None: see ``pass_cut_table``."""
+    cdef unit u = unit_of(one)
+    cdef float[::1] table = np.zeros(65536, np.float32)
+    return np.asarray(table) if pass_cut_table(&u, tangent, store, &table[0]) else None

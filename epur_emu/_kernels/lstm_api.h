@@ -1,4 +1,4 @@
-/* What the kernels of a pass take and give; `dot_chain.h`, `dot_general.h`, `mu_narrow.h` say what they do. */
+/* What the kernels of a pass take and give; `dot_chain.h`, `dot_general.h`, `mu_narrow.h`, `mu_general.h` say what they do. */
 #ifndef EPUR_LSTM_API_H
 #define EPUR_LSTM_API_H
 
@@ -31,7 +31,7 @@ typedef struct {
     float least, half, magic; /* 2^-(places + 1); 1.5 * 2^(23 - places), 0: float32 itself */
     float max, normal;        /* results beyond max are left to the exact path; least normal value, 0: none */
     float flush;              /* results below become 0 */
-    float random;             /* 2^-(places + 12) */
+    float one;                /* 2^-places */
 } lanes;
 
 typedef struct {
@@ -54,13 +54,38 @@ typedef struct {
     const uint32_t *sigmoid, *tanh;
 } mu_call;
 
+/* One vector as `underflows` takes it; list IN (inputs), see `underflows.h`. */
+typedef struct {
+    uint32_t at; /* of the input's weights in a row */
+    uint16_t threshold, s;
+} column;
+typedef struct {
+    ptrdiff_t plain, tested;
+    column *list;
+} columns;
+
+/* What the MU's general form takes, see `mu_general.h`. Tables of sigmoid and tanh: `function` IN (65536) by a code's bits, or (2 middle
+ * + 1) with `lost` by a fixed-point code + middle. */
+typedef struct {
+    lanes format;
+    int mode, store, same, method, middle;
+    float limit, clip, per_unit;
+    const float *bias, *peep;
+    const float *function[2];
+    const uint8_t *lost[2];
+} mu_tables;
+
 /* acc[v] += W x[v] for the vectors that `take` names and the rows in `order`.
  *   order IN    (count, a multiple of 4) rows of W: all of one gate, or of all gates where their formats agree
  *   x     IN    (subs, nv, 16), values of the input's format
  *   acc   INOUT (nv, pitch / 16, 16), values of the accumulator's format
  *   take  IN    (nv)
+ * columns, underflows: how many products with one vector are inexact below 2^normal, where exact ones are multiples of 2^least. W is
+ *            stored as HALF. With AVX-512 only.
  * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
- * mu_scaled: the MU's values of integer sums (4, 16) times scales (4, 16); 0 likewise.
+ * extent, to_half: see `lanes.h`.
+ * mu_general: the same.
+ * int_values: values of the MU's format of integer sums (4, 16) times scales (4, 16); 0 likewise.
  * join:      recurrent sums INOUT (n, a multiple of 16) plus stored ones; 0 likewise.
  */
 #define EPUR_DOT_API(suffix)                                                                                          \
@@ -69,9 +94,15 @@ typedef struct {
     void dot_general##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,     \
                              const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,           \
                              const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                     \
+    void columns##suffix(columns *, const float *x, ptrdiff_t pitch, ptrdiff_t inputs, int normal, int least);         \
+    int64_t underflows##suffix(const matrix *, const int32_t *order, ptrdiff_t count, const columns *);                \
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \
-    int mu_scaled##suffix(const mu_call *, const int32_t *acc, const float *scale, float *sums, seen *);               \
-    int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);
+    int mu_general##suffix(const mu_tables *, ptrdiff_t block, const float *acc, float *c, float *h, uint32_t step_key,  \
+                           seen *);                                                                                    \
+    int int_values##suffix(const lanes *, const int32_t *acc, const float *scale, float *sums, seen *);                \
+    int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);                           \
+    int extent##suffix(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, float *least);                     \
+    int to_half##suffix(const float *v, float *to, ptrdiff_t count, int64_t *underflow);
 
 EPUR_DOT_API(_scalar)
 #if defined(__x86_64__)

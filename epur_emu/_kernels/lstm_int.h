@@ -4,6 +4,9 @@
  * leaves |acc| by more than |w| |x| (Cauchy and Schwarz, lengths of the parts within the block). Where the accumulators
  * of a block of neurons have that much room the sums are computed in any order, modulo 2^32; else one by one.
  *
+ * A block of neurons is finished before the next: its accumulators stay in the cache, and one vector alone reads its
+ * weights from the first to the last byte of the matrix.
+ *
  * Signed bytes. The instruction multiplies unsigned bytes by signed ones. With m = -1 where x < 0, else 0:
  *   w x = (w ^ m) |x| + (x < 0 ? |x| : 0)
  * since w ^ -1 = -w - 1. The last term does not depend on w: one `offset` for all rows. VNNI's instruction can't
@@ -14,19 +17,20 @@
 
 #define BLOCK EPUR_INT_BLOCK
 #define ROWS 4                /* gates, whose rows lie together */
+#define SUMS (ROWS * 16)      /* of a block of neurons */
 #define GROUP (ROWS * 64)     /* bytes of a group of inputs */
-#define VECTORS 32            /* that stay in the cache together */
+#define VECTORS 32            /* whose sums stay in the cache together */
 #define AHEAD 4096            /* bytes to prefetch: one vector alone waits for its weights */
-#define TILE (VW == 16 ? 8 : 4) /* vectors that share one reading of the weights */
-#define WORDS (BLOCK / 2)     /* int32 operands of a block of inputs */
-#define HALF (WORDS / 2)
+#define TILE 4                /* vectors, and the gates whose sums for them fit into registers: */
+#define GATES (VW == 16 ? ROWS : 1)
 
-/* One block of inputs of some vectors, ready for the multipliers: its int16, or its m and from HALF on its |x| (VNNI: x) as bytes
- * (narrow). */
+/* Some vectors, ready for the multipliers: their int16, or their m and from `half` on their |x| (VNNI: x) as bytes (narrow).
+ * `length`, `offset`: of each vector's part in a block of inputs. */
 typedef struct {
-    int32_t word[VECTORS][WORDS];
-    int32_t offset[VECTORS];
-    double energy[VECTORS];
+    int32_t *word, *offset;
+    double *length;
+    ptrdiff_t pitch, half; /* int32 from vector to vector, and to |x| */
+    ptrdiff_t blocks;      /* of inputs */
 } operands;
 
 typedef struct {
@@ -34,7 +38,6 @@ typedef struct {
     const int_width *width;
     double room;      /* largest value of the narrowest accumulator */
     int small;        /* whether a tree's sum and an accumulator's fit into int32 */
-    ptrdiff_t inputs; /* of this block of inputs */
     int64_t *seen;
 } job;
 
@@ -54,62 +57,84 @@ static inline int32_t offset_of(const int16_t *x, ptrdiff_t n) {
     return sum;
 }
 
-static void prepare(operands *to, int v, const int16_t *x, ptrdiff_t n, int narrow) {
-    int8_t mask[BLOCK], magnitude[BLOCK];
-    int64_t energy = 0;
-    for (ptrdiff_t k = 0; k < n; k++) energy += x[k] * x[k];
-    to->energy[v] = (double)energy;
-    to->offset[v] = narrow ? offset_of(x, n) : 0;
-    if (!narrow) {
-        memcpy(to->word[v], x, (size_t)n * sizeof *x);
-        return;
+/* Vectors of n inputs, to `room` of the size that `int_room` states. */
+static operands prepared(const int_matrix *w, const int16_t *x, ptrdiff_t nv, void *room) {
+    const ptrdiff_t n = w->inputs, blocks = (n + BLOCK - 1) / BLOCK;
+    operands to = {.pitch = EPUR_INT_PITCH(n), .half = n / 4, .blocks = blocks};
+    to.word = (int32_t *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
+    to.length = (double *)(to.word + nv * to.pitch);
+    to.offset = (int32_t *)(to.length + nv * blocks);
+    for (ptrdiff_t v = 0; v < nv; v++, x += n) {
+        for (ptrdiff_t b = 0; b < blocks; b++) {
+            const ptrdiff_t first = b * BLOCK, count = n - first < BLOCK ? n - first : BLOCK;
+            int64_t energy = 0;
+            for (ptrdiff_t k = first; k < first + count; k++) energy += x[k] * x[k];
+            to.length[v * blocks + b] = sqrt((double)energy);
+            to.offset[v * blocks + b] = w->narrow ? offset_of(x + first, count) : 0;
+        }
+        if (w->narrow) {
+            int8_t *mask = (int8_t *)(to.word + v * to.pitch), *magnitude = mask + n;
+            for (ptrdiff_t k = 0; k < n; k++) {
+                mask[k] = (int8_t)MASK(x[k]);
+                magnitude[k] = (int8_t)BYTE(x[k]);
+            }
+        } else
+            memcpy(to.word + v * to.pitch, x, (size_t)n * sizeof *x);
     }
-    for (ptrdiff_t k = 0; k < n; k++) {
-        mask[k] = (int8_t)MASK(x[k]);
-        magnitude[k] = (int8_t)BYTE(x[k]);
-    }
-    memcpy(to->word[v], mask, (size_t)n);
-    memcpy(to->word[v] + HALF, magnitude, (size_t)n);
+    return to;
 }
 
-/* Whether no addition to these ROWS * 16 accumulators can go out of range. */
-static inline int has_room(const int32_t *acc, double energy_w, double energy_x, double room) {
+/* A bound of |a| for SUMS accumulators a. */
+static inline double largest(const int32_t *acc) {
     int32_t lane[VW];
     vi top = vi_set(0);
-    for (int at = 0; at < ROWS * 16; at += VW) {
+    for (int at = 0; at < SUMS; at += VW) {
         const vi a = vi_load(acc + at);
         top = vi_max(top, vi_fold(a));
     }
     vi_store(lane, top);
     for (int i = 1; i < VW; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
-    const double rest = room - 1.0 - lane[0];
-    /* the factor outweighs the roundings of both products */
-    return rest > 0.0 && energy_w * energy_x * (1.0 + 0x1p-50) <= rest * rest;
+    return lane[0] + 1.0;
 }
 
-/* Sums of `gates` gates and n vectors in registers; v: the vectors' numbers; acc: of vector 0, others `pitch` apart. */
-static inline __attribute__((always_inline)) void sums(const uint8_t *w, const operands *x, const int *v, int32_t *acc,
-                                                       ptrdiff_t pitch, ptrdiff_t groups, const int gates, const int n,
-                                                       const int narrow) {
+/* Sums of `gates` gates and n vectors in registers, over `groups` groups of inputs; word: of vector v[0] ..., acc: likewise. */
+static inline __attribute__((always_inline)) void sums(const uint8_t *w, const int32_t *const *word, ptrdiff_t half,
+                                                       const int32_t *offset, int32_t *const *acc, ptrdiff_t groups,
+                                                       const int gates, const int n, const int narrow) {
     vi sum[TILE][ROWS * VN];
-    const int32_t *word[TILE];
-    for (int u = 0; u < n; u++) {
-        word[u] = x->word[v[u]];
-        for (int i = 0; i < gates * VN; i++)
-            sum[u][i] = vi_add(vi_load(acc + v[u] * pitch + i * VW), vi_set(x->offset[v[u]]));
-    }
+    for (int u = 0; u < n; u++)
+        for (int i = 0; i < gates * VN; i++) sum[u][i] = vi_add(vi_load(acc[u] + i * VW), vi_set(offset[u]));
     for (ptrdiff_t g = 0; g < groups; g++, w += GROUP) {
-        if (n == 1)
-            for (int i = 0; i < gates; i++) __builtin_prefetch(w + AHEAD + i * 64);
-        for (int u = 0; u < n; u++)
-            for (int i = 0; i < gates * VN; i++) {
-                const vi codes = vi_load(w + i * VW * 4);
-                sum[u][i] = narrow ? vi_fours(sum[u][i], codes, vi_set(word[u][g]), vi_set(word[u][HALF + g]))
+        for (int i = 0; i < gates * VN; i++) {
+            const vi codes = vi_load(w + i * VW * 4);
+            for (int u = 0; u < n; u++)
+                sum[u][i] = narrow ? vi_fours(sum[u][i], codes, vi_set(word[u][g]), vi_set(word[u][half + g]))
                                    : vi_pairs(sum[u][i], codes, vi_set(word[u][g]));
-            }
+        }
     }
     for (int u = 0; u < n; u++)
-        for (int i = 0; i < gates * VN; i++) vi_store(acc + v[u] * pitch + i * VW, sum[u][i]);
+        for (int i = 0; i < gates * VN; i++) vi_store(acc[u] + i * VW, sum[u][i]);
+}
+
+/* All gates of one vector; two groups at a time, whose sums don't wait for each other. */
+static inline __attribute__((always_inline)) void sums_alone(const uint8_t *w, const int32_t *word, ptrdiff_t half,
+                                                             int32_t offset, int32_t *acc, ptrdiff_t groups,
+                                                             const int narrow) {
+    vi sum[2][ROWS * VN];
+    for (int i = 0; i < ROWS * VN; i++) {
+        sum[0][i] = vi_add(vi_load(acc + i * VW), vi_set(offset));
+        sum[1][i] = vi_set(0);
+    }
+    for (ptrdiff_t g = 0; g < groups; g += 2, w += 2 * GROUP)
+        for (int k = 0; k < 2; k++) {
+            for (int i = 0; i < ROWS; i++) __builtin_prefetch(w + AHEAD + k * GROUP + i * 64);
+            const vi first = vi_set(word[g + k]), second = vi_set(narrow ? word[half + g + k] : 0);
+            for (int i = 0; i < ROWS * VN; i++) {
+                const vi codes = vi_load(w + k * GROUP + i * VW * 4);
+                sum[k][i] = narrow ? vi_fours(sum[k][i], codes, first, second) : vi_pairs(sum[k][i], codes, first);
+            }
+        }
+    for (int i = 0; i < ROWS * VN; i++) vi_store(acc + i * VW, vi_add(sum[0][i], sum[1][i]));
 }
 
 static int32_t in_range(int64_t sum, int_width width) {
@@ -120,18 +145,18 @@ static int32_t in_range(int64_t sum, int_width width) {
 }
 
 /* The same for one gate, addition by addition, with int32 for a tree and its addition; offset: of each sub-vector. */
-static void exact_small(const job *j, const uint8_t *w, const int32_t *word, const int32_t *offset, int32_t *acc,
-                        int_width width, int32_t *out) {
+static void exact_small(const job *j, const uint8_t *w, const int32_t *word, ptrdiff_t half_word, const int32_t *offset,
+                        ptrdiff_t inputs, int32_t *acc, int_width width, int32_t *out) {
     const int32_t half = (int32_t)1 << (width.bits - 1);
     const int spare = 32 - width.bits, narrow = j->w->narrow, groups = narrow ? 4 : 8;
     for (int i = 0; i < VN; i++) {
         vi sum = vi_load(acc + i * VW), count = vi_set(0);
         const uint8_t *at = w + i * VW * 4;
-        for (ptrdiff_t k = 0; k < j->inputs; k += 16) {
+        for (ptrdiff_t k = 0; k < inputs; k += 16) {
             vi s = vi_add(sum, vi_set(offset[k / 16]));
             for (int g = 0; g < groups; g++, at += GROUP) {
                 const vi codes = vi_load(at);
-                s = narrow ? vi_fours(s, codes, vi_set(word[k / 4 + g]), vi_set(word[HALF + k / 4 + g]))
+                s = narrow ? vi_fours(s, codes, vi_set(word[k / 4 + g]), vi_set(word[half_word + k / 4 + g]))
                            : vi_pairs(s, codes, vi_set(word[k / 2 + g]));
             }
             if (width.overflow == WRAP)
@@ -148,10 +173,11 @@ static void exact_small(const job *j, const uint8_t *w, const int32_t *word, con
 }
 
 /* The same with int64; x: the vector's codes. Two products of int16 codes fit into int32, as none is -32768. */
-static void exact_large(const job *j, const uint8_t *w, const int16_t *x, int32_t *acc, int_width width, int32_t *out) {
+static void exact_large(const job *j, const uint8_t *w, const int16_t *x, ptrdiff_t inputs, int32_t *acc, int_width width,
+                        int32_t *out) {
     int64_t sum[16];
     for (int l = 0; l < 16; l++) sum[l] = acc[l];
-    for (ptrdiff_t k = 0; k < j->inputs; k += 16) {
+    for (ptrdiff_t k = 0; k < inputs; k += 16) {
         if (j->w->narrow)
             for (int i = 0; i < 16; i++)
                 for (int l = 0; l < 16; l++) sum[l] += (int8_t)w[i / 4 * GROUP + l * 4 + i % 4] * x[k + i];
@@ -171,19 +197,19 @@ static void exact_large(const job *j, const uint8_t *w, const int16_t *x, int32_
     for (int l = 0; l < 16; l++) acc[l] = (int32_t)sum[l];
 }
 
-/* One vector of a block of neurons; place: index of acc[0] in all accumulators. */
-static void exact(const job *j, const uint8_t *w, const operands *x, int v, const int16_t *codes, int32_t *acc,
-                  int64_t place) {
+/* One vector, one block of neurons, some inputs, whose codes are x; place: index of acc[0] in all accumulators. */
+static void exact(const job *j, const uint8_t *w, const int32_t *word, ptrdiff_t half, const int16_t *x, ptrdiff_t inputs,
+                  int32_t *acc, int64_t place) {
     int32_t offset[BLOCK / 16] = {0};
     if (j->w->narrow)
-        for (ptrdiff_t k = 0; k < j->inputs; k += 16) offset[k / 16] = offset_of(codes + k, 16);
+        for (ptrdiff_t k = 0; k < inputs; k += 16) offset[k / 16] = offset_of(x + k, 16);
     for (int gate = 0; gate < ROWS; gate++, w += 64, acc += 16, place += 16) {
         const int_width width = j->width[gate];
         int32_t out[16] = {0};
         if (j->small)
-            exact_small(j, w, x->word[v], offset, acc, width, out);
+            exact_small(j, w, word, half, offset, inputs, acc, width, out);
         else
-            exact_large(j, w, codes, acc, width, out);
+            exact_large(j, w, x, inputs, acc, width, out);
         for (int l = 0; l < 16; l++) {
             j->seen[0] += out[l];
             if (out[l] && width.overflow == RAISE && (j->seen[1] < 0 || place + l < j->seen[1])) j->seen[1] = place + l;
@@ -191,40 +217,75 @@ static void exact(const job *j, const uint8_t *w, const operands *x, int v, cons
     }
 }
 
-/* One block of inputs of up to VECTORS vectors; place: index of acc[0] in all accumulators. */
-static void block_of_inputs(const job *j, const uint8_t *w, const double *energy, const int16_t *x, int32_t *acc,
-                            int nv, int64_t place) {
+/* One block of neurons with nv of the vectors x, from number `from`; acc: of the first, others `pitch` apart; place: index of
+ * acc[0] in all. */
+static void neurons(const job *j, const uint8_t *w, const double *energy, const operands *ready, ptrdiff_t from,
+                    const int16_t *x, int32_t *acc, ptrdiff_t pitch, int nv, int64_t place) {
     const int narrow = j->w->narrow;
-    const ptrdiff_t groups = j->inputs / (narrow ? 4 : 2), pitch = j->w->blocks * ROWS * 16;
-    operands ready __attribute__((aligned(64)));
-    for (int v = 0; v < nv; v++) prepare(&ready, v, x + v * j->w->inputs, j->inputs, narrow);
-    for (ptrdiff_t b = 0; b < j->w->blocks; b++, w += groups * GROUP, acc += ROWS * 16, place += ROWS * 16) {
-        int safe[VECTORS], used = 0, done = 0;
+    const ptrdiff_t codes = narrow ? 4 : 2; /* in a word */
+    int32_t own[VECTORS][SUMS] __attribute__((aligned(64)));
+    double top[VECTORS];
+    for (int v = 0; v < nv; v++) {
+        memcpy(own[v], acc + v * pitch, sizeof own[v]);
+        top[v] = largest(own[v]);
+    }
+    for (ptrdiff_t b = 0; b < ready->blocks; b++) {
+        const ptrdiff_t first = b * BLOCK, left = j->w->inputs - first, inputs = left < BLOCK ? left : BLOCK;
+        const ptrdiff_t groups = inputs / codes, at = first / codes;
+        const double length = sqrt(energy[b * j->w->blocks]) * (1.0 + 0x1p-48); /* outweighs the roundings */
+        const int32_t *word[VECTORS];
+        int32_t *to[VECTORS], offset[VECTORS];
+        int used = 0, done = 0;
         for (int v = 0; v < nv; v++) {
-            if (has_room(acc + v * pitch, energy[b], ready.energy[v], j->room))
-                safe[used++] = v;
-            else
-                exact(j, w, &ready, v, x + v * j->w->inputs, acc + v * pitch, place + v * pitch);
+            const ptrdiff_t n = from + v, part = n * ready->blocks + b;
+            const double reach = length * ready->length[part];
+            const int32_t *mine = ready->word + n * ready->pitch + at;
+            if (top[v] + reach > j->room) top[v] = largest(own[v]);
+            if (top[v] + reach > j->room) {
+                exact(j, w, mine, ready->half, x + n * j->w->inputs + first, inputs, own[v], place + v * pitch);
+                top[v] = INFINITY;
+                continue;
+            }
+            top[v] += reach;
+            word[used] = mine, to[used] = own[v], offset[used++] = ready->offset[part];
         }
         for (; done + TILE <= used; done += TILE)
-            for (int gate = 0; gate < ROWS; gate++) {
+            for (int gate = 0; gate < ROWS; gate += GATES) {
+                int32_t *rows[TILE];
+                for (int u = 0; u < TILE; u++) rows[u] = to[done + u] + gate * 16;
                 if (narrow)
-                    sums(w + gate * 64, &ready, safe + done, acc + gate * 16, pitch, groups, 1, TILE, 1);
+                    sums(w + gate * 64, word + done, ready->half, offset + done, rows, groups, GATES, TILE, 1);
                 else
-                    sums(w + gate * 64, &ready, safe + done, acc + gate * 16, pitch, groups, 1, TILE, 0);
+                    sums(w + gate * 64, word + done, ready->half, offset + done, rows, groups, GATES, TILE, 0);
             }
         for (; done < used; done++) {
             if (narrow)
-                sums(w, &ready, safe + done, acc, pitch, groups, ROWS, 1, 1);
+                sums_alone(w, word[done], ready->half, offset[done], to[done], groups, 1);
             else
-                sums(w, &ready, safe + done, acc, pitch, groups, ROWS, 1, 0);
+                sums_alone(w, word[done], ready->half, offset[done], to[done], groups, 0);
         }
+        w += groups * GROUP;
     }
+    for (int v = 0; v < nv; v++) memcpy(acc + v * pitch, own[v], sizeof own[v]);
+}
+
+/* One block of neurons with one vector over all of its inputs, unless accumulators may go out of range. */
+static int whole_vector(const job *j, const uint8_t *w, const double *energy, const operands *ready, int32_t *acc) {
+    double reach = 0;
+    for (ptrdiff_t b = 0; b < ready->blocks; b++) reach += sqrt(energy[b * j->w->blocks]) * ready->length[b];
+    if (!(largest(acc) + reach * (1.0 + 0x1p-40) <= j->room)) return 0;
+    uint32_t offset = 0;
+    for (ptrdiff_t b = 0; b < ready->blocks; b++) offset += (uint32_t)ready->offset[b];
+    if (j->w->narrow)
+        sums_alone(w, ready->word, ready->half, (int32_t)offset, acc, j->w->inputs / 4, 1);
+    else
+        sums_alone(w, ready->word, ready->half, (int32_t)offset, acc, j->w->inputs / 2, 0);
+    return 1;
 }
 
 void LEVEL(dot_int)(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff_t nv, const int_width *width,
-                    int64_t *seen) {
-    const ptrdiff_t pitch = w->blocks * ROWS * 16;
+                    int64_t *seen, void *room) {
+    const ptrdiff_t pitch = w->blocks * SUMS, bytes = w->inputs * SUMS * (w->narrow ? 1 : 2);
     job j = {.w = w, .width = width, .room = 0x1p31 - 1.0, .seen = seen};
     j.small = (double)w->largest_w * w->largest_x <= 0x1p26;
     for (int gate = 0; gate < ROWS; gate++) {
@@ -232,14 +293,14 @@ void LEVEL(dot_int)(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff
         j.room = top < j.room ? top : j.room;
         j.small &= width[gate].bits < 32;
     }
-    for (ptrdiff_t first = 0; first < nv; first += VECTORS) {
-        const int some = nv - first < VECTORS ? (int)(nv - first) : VECTORS;
-        const uint8_t *codes = w->codes;
-        const double *energy = w->energy;
-        for (ptrdiff_t k = 0; k < w->inputs; k += BLOCK, energy += w->blocks) {
-            j.inputs = w->inputs - k < BLOCK ? w->inputs - k : BLOCK;
-            block_of_inputs(&j, codes, energy, x + first * w->inputs + k, acc + first * pitch, some, first * pitch);
-            codes += j.inputs * pitch * (w->narrow ? 1 : 2);
+    const operands ready = prepared(w, x, nv, room);
+    for (ptrdiff_t b = 0; b < w->blocks; b++) {
+        const uint8_t *codes = (const uint8_t *)w->codes + b * bytes;
+        if (nv == 1 && whole_vector(&j, codes, w->energy + b, &ready, acc + b * SUMS)) continue;
+        for (ptrdiff_t first = 0; first < nv; first += VECTORS) {
+            const int some = nv - first < VECTORS ? (int)(nv - first) : VECTORS;
+            const ptrdiff_t at = first * pitch + b * SUMS;
+            neurons(&j, codes, w->energy + b, &ready, first, x, acc + at, pitch, some, at);
         }
     }
 }

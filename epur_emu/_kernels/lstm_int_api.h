@@ -1,9 +1,8 @@
 /* Integer dot products and codes: the functions that each CPU level gives, and the C types that they take.
  *
  * A matrix is packed by `epur_emu.integers.IntegerMatrix`: rows are blocks of 16 neurons times 4 gates (row = block * 4
- * + gate), inputs are padded to 16 with codes of 0. For each EPUR_INT_BLOCK inputs (the last ones may be fewer), in
- * this order: block of neurons, group of inputs, gate, neuron, input of the group. A group is 4 inputs in int8
- * (narrow: no code of weight or input beyond +-127) or 2 in int16.
+ * + gate), inputs are padded to 16 with codes of 0. In this order: block of neurons, group of inputs, gate, neuron, input of the
+ * group. A group is 4 inputs in int8 (narrow: no code of weight or input beyond +-127) or 2 in int16.
  */
 #ifndef EPUR_LSTM_INT_API_H
 #define EPUR_LSTM_INT_API_H
@@ -13,7 +12,10 @@
 
 #include "datapath.h"
 
+/* Inputs for which one bound of the sums is made. */
 #define EPUR_INT_BLOCK 256
+/* int32 for one vector of n codes, at places that share no cache set with its neighbours'. */
+#define EPUR_INT_PITCH(n) ((n) / 2 + 16)
 
 typedef struct {
     const void *codes;    /* packed */
@@ -28,6 +30,11 @@ typedef struct {
     int bits, overflow;
 } int_width;
 
+/* Bytes of scratch that `dot_int` takes for nv vectors. */
+static inline ptrdiff_t int_room(ptrdiff_t inputs, ptrdiff_t nv) {
+    return 64 + nv * (4 * EPUR_INT_PITCH(inputs) + 12 * ((inputs + EPUR_INT_BLOCK - 1) / EPUR_INT_BLOCK));
+}
+
 /* dot_int: acc[v] = acc[v] + W x[v], one addition for each sub-vector of 16 inputs, in order.
  *   w      IN
  *   x      IN    (nv, inputs) codes
@@ -35,6 +42,7 @@ typedef struct {
  *   width  IN    (4)
  *   seen   INOUT (2): additions that went out of range (under RAISE, the result saturates); of those under RAISE the
  *                lowest index into acc, -1 before the first
+ *   room         bytes as `int_room` says
  *
  * input_codes: q = x * largest / alpha, rounded to nearest even, clipped to +-largest; 0 for not-a-number.
  *   x      IN    (n)
@@ -44,7 +52,7 @@ typedef struct {
  */
 #define EPUR_INT_API(suffix)                                                                                          \
     void dot_int##suffix(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff_t nv, const int_width *width,   \
-                         int64_t *seen);                                                                              \
+                         int64_t *seen, void *room);                                                                  \
     void input_codes##suffix(const float *x, int16_t *codes, ptrdiff_t n, int largest, double alpha, int64_t *seen);
 
 EPUR_INT_API(_scalar)

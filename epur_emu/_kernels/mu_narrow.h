@@ -12,17 +12,12 @@ int LEVEL(mu_narrow)(const mu_call *call, ptrdiff_t block, const float *acc, flo
     return 0;
 }
 
-int LEVEL(mu_scaled)(const mu_call *call, const int32_t *acc, const float *scale, float *sums, seen *n) {
-    (void)call, (void)acc, (void)scale, (void)sums, (void)n;
-    return 0;
-}
-
 #else
 
 /* v rounded; below `normal` an inexact result counts. */
 INLINE vf mu_rounded(vf v, float normal, const lanes *f, const int mode, watch *w) {
     const vf scale = scale_of(v, f, mode, RANGE), magic = vf_mul(scale, vf_set(f->magic));
-    const vf r = watched(vf_sub(vf_add(shifted(v, scale, f, mode, (vk){0}, 0), magic), magic), f, 1, w);
+    const vf r = watched(vf_sub(vf_add(shifted(v, scale, f, mode, NULL, 0), magic), magic), f, 1, w);
     w->below = vc_add(w->below, vm_and(vf_lt(vf_abs(v), vf_set(normal)), vf_ne(r, v)));
     return r;
 }
@@ -34,7 +29,7 @@ INLINE vf mu_sum(vf a, vf b, const lanes *f, const int mode, watch *w) {
 INLINE vf mu_product(vf a, vf b, const lanes *f, const int mode, watch *w) {
     const vf near = vf_mul(a, b), scale = scale_of(near, f, mode, RANGE), magic = vf_mul(scale, vf_set(f->magic));
     vf r = mode == NEAREST_EVEN ? vf_fma(a, b, magic)
-                                : vf_add(shifted(near, scale, f, mode, (vk){0}, 0), magic);
+                                : vf_add(shifted(near, scale, f, mode, NULL, 0), magic);
     r = watched(vf_sub(r, magic), f, 1, w);
     const vf zero = vf_set(0.0f), rest = vf_fma(a, b, vf_neg(r)), room = vf_fma(vf_abs(a), vf_abs(b), vf_set(-f->normal));
     const vm lost = vm_and(vf_eq(r, zero), vm_and(vf_ne(a, zero), vf_ne(b, zero))); /* rest itself may underflow */
@@ -114,23 +109,6 @@ int LEVEL(mu_narrow)(const mu_call *call, ptrdiff_t block, const float *acc, flo
     const int done = run(call, block, acc, c, h, n);
     _mm_setcsr(before);
     return done;
-}
-
-/* Sums below 2^24 are float32 values, scales have 21 bits: fma rounds their product once. Nearest even only. */
-int LEVEL(mu_scaled)(const mu_call *call, const int32_t *acc, const float *scale, float *sums, seen *n) {
-    const lanes *f = &call->format;
-    watch w = {vf_set(0.0f), vc_zero()};
-    for (int l = 0; l < 64; l += VW) {
-        float sum[VW];
-        for (int i = 0; i < VW; i++) {
-            if (acc[l + i] > 1 << 24 || acc[l + i] < -(1 << 24)) return 0;
-            sum[i] = (float)acc[l + i];
-        }
-        vf_store(sums + l, mu_product(vf_load(sum), vf_load(scale + l), f, NEAREST_EVEN, &w));
-    }
-    if (beyond(&w, f, NEAREST_EVEN)) return 0;
-    n->underflow += vc_sum(w.below);
-    return 1;
 }
 
 #endif

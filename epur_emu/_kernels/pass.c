@@ -60,11 +60,19 @@ static inline void blocked(const operand *o, const float *v, float *to, ptrdiff_
     }
 }
 
+static int is_half(const fmt *f) {
+    return f->kind == FLOAT && f->places == 10 && f->min_exp == -14 && f->overflow == TO_INFINITY && f->subnormal && f->max == 65504;
+}
+
 /* `count` values v to operands; codes stay codes where they are integers for the multiplier. */
 static void operands(const operand *o, const float *v, float *to, ptrdiff_t count, int level, int16_t *codes, seen *n) {
     switch (o->kind) {
     case AS_IT_IS: memcpy(to, v, (size_t)count * sizeof *to); return;
     case ROUNDED:
+        if (is_half(&o->format)) {
+            const ptrdiff_t whole = count & -16;
+            if (AT_LEVEL(level, to_half)(v, to, whole, &n->underflow)) v += whole, to += whole, count -= whole;
+        }
         for (ptrdiff_t k = 0; k < count; k++) to[k] = (float)rnd(v[k], &o->format, NEAREST_EVEN, 0, n);
         return;
     case BLOCKED: blocked(o, v, to, count, n); return;
@@ -91,8 +99,12 @@ typedef struct {
     int16_t *codes;
     uint8_t *chain, *general, *exact, *safely;
     uint32_t *keys;
+    ptrdiff_t *twin;
     float *copy, *anew;
     int32_t *own;
+    void *integers;
+    columns *columns; /* where underflows are counted: (nv), and their lists (nv, inputs) */
+    column *column;
     uintptr_t end;
 } room_t;
 
@@ -103,16 +115,20 @@ static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
     room_t r;
     at = (at + 63) & ~(uintptr_t)63;
     r.x = (float *)at, at += count * w * sizeof *r.x;
+    r.columns = (columns *)at, at += p->counted ? count * sizeof *r.columns : 0;
+    r.column = (column *)at, at += p->counted ? count * w * sizeof *r.column : 0;
     r.line = (float *)at, at += w * sizeof *r.line;
     r.copy = (float *)at, at += sums * sizeof *r.copy;
     r.anew = (float *)at, at += (sums + 16) * sizeof *r.anew;
     r.own = (int32_t *)at, at += (uintptr_t)p->groups * sums * sizeof *r.own;
+    r.twin = (ptrdiff_t *)at, at += count * sizeof *r.twin;
     r.keys = (uint32_t *)at, at += count * sizeof *r.keys;
     r.codes = (int16_t *)at, at += count * w * sizeof *r.codes;
     r.chain = (uint8_t *)at, at += count;
     r.general = (uint8_t *)at, at += count;
     r.exact = (uint8_t *)at, at += count;
     r.safely = (uint8_t *)at, at += count;
+    r.integers = (void *)at, at += p->integers ? (uintptr_t)int_room((ptrdiff_t)w, nv) : 0;
     r.end = at;
     return r;
 }
@@ -120,6 +136,8 @@ static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
 ptrdiff_t pass_room(const pass *p, ptrdiff_t nv) { return (ptrdiff_t)rooms(p, nv, 0).end + 63; }
 
 /* --- dot products --- */
+
+#define ROWS_BYTES (1 << 17) /* of weights that stay in the cache */
 
 enum { SAFELY = BY_INTEGERS }; /* the general path where no sum can leave its range */
 
@@ -129,6 +147,36 @@ typedef struct {
     seen *n;
     int64_t *raised;
 } work;
+
+/* `dot_chain`, then its underflows, some rows at a time: their weights come from the cache the second time. */
+static void counted_chain(const pass *p, const group *q, int which, float *sums, const work *k) {
+    const matrix *m = &q->w[which];
+    const room_t *r = k->room;
+    const ptrdiff_t inputs = m->subs * 16, nv = k->nv, fitting = ROWS_BYTES / (inputs * 32) & ~(ptrdiff_t)7;
+    const int normal = ilogb(q->chain.normal), least = normal - 23 + ilogb(q->chain.product);
+    for (ptrdiff_t v = 0; v < nv; v++) {
+        r->columns[v].list = r->column + v * inputs;
+        if (r->chain[v]) AT_LEVEL(p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, inputs, normal, least);
+    }
+    for (ptrdiff_t at = 0, rows; at < q->count; at += rows) {
+        rows = fitting < 8 ? 8 : fitting;
+        rows = q->count - at < rows ? q->count - at : rows;
+        AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order + at, rows, r->x, sums, (p->blocks * 4 + 1) * 16, r->chain, nv, NULL);
+        for (ptrdiff_t v = 0; v < nv; v++)
+            if (r->chain[v])
+                k->n[PRODUCT].underflow += AT_LEVEL(p->level, underflows)(m, q->order + at, rows, r->columns + v);
+    }
+}
+
+/* Where vector v, of subs sub-vectors of x (subs, nv, 16), stands already among those before it that are taken; else v. */
+static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_t *take, ptrdiff_t v) {
+    for (ptrdiff_t u = 0; u < v; u++) {
+        ptrdiff_t s = 0;
+        while (take[u] && s < subs && !memcmp(x + (s * nv + u) * 16, x + (s * nv + v) * 16, 16 * sizeof *x)) s++;
+        if (s == subs) return u;
+    }
+    return v;
+}
 
 /* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
 static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, float *sums, int32_t *isums,
@@ -150,7 +198,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                 memset(to + length, 0, (size_t)(inputs - length) * sizeof *to);
             }
             held = o;
-            AT_INT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left);
+            AT_INT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left,
+                                              r->integers);
             k->n[ACCUMULATOR].saturation += left[0];
             k->n[ACCUMULATOR].raised += left[1] >= 0;
             if (left[1] >= 0 && *k->raised < 0) {
@@ -169,17 +218,10 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             }
             held = o;
         }
-        int any[4] = {0, 0, 0, 0};
+        int any[4] = {0, 0, 0, 0}, exact_products = 1;
         for (ptrdiff_t v = 0; v < nv; v++) {
-            float top = 0, least = INFINITY;
-            int finite = 1;
-            for (ptrdiff_t s = 0; s < m->subs; s++)
-                for (int j = 0; j < 16; j++) {
-                    const float size = fabsf(r->x[(s * nv + v) * 16 + j]);
-                    finite &= size < INFINITY;
-                    top = size > top ? size : top;
-                    least = size > 0 && size < least ? size : least;
-                }
+            float top, least;
+            const int finite = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least);
             double *b = bound + v * p->groups + g;
             *b = finite ? *b + q->norm[which] * top : INFINITY;
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
@@ -188,12 +230,28 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                                                                   : BY_EXACT;
             r->chain[v] = path == BY_CHAIN, r->general[v] = path == BY_GENERAL, r->exact[v] = path == BY_EXACT;
             r->safely[v] = path == SAFELY;
+            exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
         }
         const ptrdiff_t sum_pitch = (rows + 1) * 16, first_sub = which ? p->subs_x : 0;
-        if (any[BY_CHAIN])
-            AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv,
-                                          p->counted ? &k->n[PRODUCT].underflow : NULL);
+        if (any[BY_CHAIN]) {
+            int64_t *underflow = p->counted && !exact_products ? &k->n[PRODUCT].underflow : NULL;
+            if (underflow && m->store == HALF && p->level >= 2 && q->chain.product > 0)
+                counted_chain(p, q, which, sums, k);
+            else if (underflow || which || nv == 1)
+                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, underflow);
+            else { /* equal inputs, as words of a beam often are, are multiplied once */
+                for (ptrdiff_t v = 0; v < nv; v++) {
+                    r->twin[v] = r->chain[v] ? twin(r->x, m->subs, nv, r->chain, v) : v;
+                    r->chain[v] &= r->twin[v] == v;
+                }
+                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, NULL);
+                for (ptrdiff_t v = 0; v < nv; v++)
+                    for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
+                        memcpy(sums + v * sum_pitch + q->order[at] * 16, sums + r->twin[v] * sum_pitch + q->order[at] * 16,
+                               16 * sizeof *sums);
+            }
+        }
         if (any[BY_GENERAL])
             AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->general, nv,
                                             r->keys, first_sub, p->counted ? COUNTS : RANGE, k->n);
@@ -229,8 +287,8 @@ static void converted(const pass *p, int g, float *sums, const int32_t *isums, u
     const group *q = &p->group[g];
     for (ptrdiff_t b = 0; b < p->blocks; b++) {
         float *to = sums + b * 64;
-        if (p->groups == 1 && p->narrow_mu && q->lanes_scale && p->mu.mode == NEAREST_EVEN &&
-            AT_LEVEL(p->level, mu_scaled)(&p->mu, isums + b * 64, q->lanes_scale + b * 64, to, n))
+        if (p->groups == 1 && p->int_format && q->lanes_scale &&
+            AT_LEVEL(p->level, int_values)(p->int_format, isums + b * 64, q->lanes_scale + b * 64, to, n))
             continue;
         for (ptrdiff_t at = 0; at < q->real; at++) {
             if (q->order[at] / 4 != b) continue;
@@ -281,6 +339,9 @@ static void multifunctional(const pass *p, const float *sums, float *c, float *h
         const int whole_block = b * 16 + 16 <= p->cells;
         if (p->narrow_mu && whole_block &&
             AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, c + b * 16, h + b * 16, &n[MU]))
+            continue;
+        if (p->general_mu && whole_block &&
+            AT_LEVEL(p->level, mu_general)(&p->tables, b, sums + b * 64, c + b * 16, h + b * 16, step_key, &n[MU]))
             continue;
         for (int l = 0; l < 16; l++) {
             const ptrdiff_t neuron = b * 16 + l;
@@ -375,6 +436,36 @@ int pass_table(const unit *u, int tangent, int store, uint32_t *table) {
             bits = (bits & 0x80000000U) | (size >= 0x1p-14 ? (uint32_t)(exponent + 14) * 1024 + units : units) << 16;
         }
         table[code] = bits >> 16 | (uint32_t)n[MU].underflow << 16;
+    }
+    return 1;
+}
+
+int pass_fixed_table(const unit *u, int tangent, int middle, float *function, uint8_t *lost) {
+    for (int code = -middle; code <= middle; code++) {
+        seen n[PLACES];
+        memset(n, 0, sizeof n);
+        function[code + middle] = (float)exact_activation(u, tangent, code * power(-u->place[MU].places), n);
+        lost[code + middle] = (uint8_t)n[MU].underflow;
+        if (n[MU].overflow || n[MU].saturation) return 0;
+    }
+    return 1;
+}
+
+int pass_cut_table(const unit *u, int tangent, int store, float *function) {
+    const fmt *f = &u->place[MU];
+    for (uint32_t code = 0; code < 65536; code++) {
+        const int special = store == HALF ? (code & 0x7c00) == 0x7c00 : (code & 0x7f80) == 0x7f80;
+        seen none = {0, 0, 0, 0};
+        function[code] = 0.0f;
+        const float v = special ? 0.0f : decoded(store, (uint16_t)code);
+        if (special || fabs(v) > u->limit || (float)rnd(v, f, NEAREST_EVEN, 0, &none) != v) continue;
+        const double exact = u->method == EPUR_EXP ? exp_of(v) : tangent ? tanh_of(v) : sigmoid_of(v);
+        if (exact == 0) continue;
+        const double size = fabs(exact);
+        /* float32's 24 bits, cut */
+        const float cut = (float)from_bits(bits_of(exact) & ~(uint64_t)0x1fffffff);
+        if (!(size >= 0x1p-126 && size < f->max)) return 0;
+        function[code] = cut;
     }
     return 1;
 }

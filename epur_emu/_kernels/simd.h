@@ -14,7 +14,8 @@
  *   vf_fnma(a, b, c)  c - a * b, rounded once
  *   vf_signed(v, m, l)  the larger of the bits of |v| in m and l, with v's sign
  *   vf_odd(a, b)      the neighbour of a + b with an odd last bit if that is not exact (AVX-512 only)
- *   vf_mix(key, n)    12 random bits as float32 of operation n; key: each lane's x ^ x >> 16
+ *   vf_random(a, b, n, one)  1 + R / 2^12 times the power of two `one`, R the 12 random bits of operation n
+ *   vf_integers(p)    int32 to float32
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
@@ -134,15 +135,13 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_topmost(a, b) _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
 #define vf_pick(m, a, b) _mm256_blendv_ps(b, a, m)
 #define vm_any(m) _mm256_movemask_ps(m)
+#define vf_integers(p) _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 typedef __m256i vk;
 #define vk_load(p) _mm256_loadu_si256((const __m256i *)(p))
-static inline vf vf_mix(vk key, uint32_t n) {
-    n *= 0x9e3779b9U;
-    __m256i x = _mm256_xor_si256(key, _mm256_set1_epi32((int)(n ^ n >> 16)));
-    x = _mm256_mullo_epi32(x, _mm256_set1_epi32(0x7feb352d));
-    x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 15));
-    x = _mm256_mullo_epi32(x, _mm256_set1_epi32((int)0x846ca68bU));
-    return _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 20));
+static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
+    const __m256i x = _mm256_add_epi32(_mm256_mullo_epi32(a, _mm256_set1_epi32((int)n)), b);
+    const __m256i r = _mm256_and_si256(_mm256_srli_epi32(x, 9), _mm256_set1_epi32(0x7ff800));
+    return vf_or(_mm256_castsi256_ps(r), vf_set(one));
 }
 #define vf_eq(a, b) _mm256_cmp_ps(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm256_cmp_ps(a, b, _CMP_NEQ_UQ)
@@ -205,15 +204,14 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_topmost(a, b) _mm512_castsi512_ps(_mm512_max_epi32(vf_bits(a), vf_bits(b)))
 #define vf_pick(m, a, b) _mm512_mask_blend_ps(m, b, a)
 #define vm_any(m) ((int)(m))
+#define vf_integers(p) _mm512_cvtepi32_ps(_mm512_loadu_si512(p))
 typedef __m512i vk;
 #define vk_load(p) _mm512_loadu_si512(p)
-static inline vf vf_mix(vk key, uint32_t n) {
-    n *= 0x9e3779b9U;
-    __m512i x = _mm512_xor_si512(key, _mm512_set1_epi32((int)(n ^ n >> 16)));
-    x = _mm512_mullo_epi32(x, _mm512_set1_epi32(0x7feb352d));
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 15));
-    x = _mm512_mullo_epi32(x, _mm512_set1_epi32((int)0x846ca68bU));
-    return _mm512_cvtepi32_ps(_mm512_srli_epi32(x, 20));
+static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
+    const __m512i x = _mm512_add_epi32(_mm512_mullo_epi32(a, _mm512_set1_epi32((int)n)), b);
+    const __m512i one_bits = _mm512_castps_si512(_mm512_set1_ps(one));
+    /* (x >> 9 & mask) | one */
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_srli_epi32(x, 9), _mm512_set1_epi32(0x7ff800), one_bits, 0xea));
 }
 static inline vf vf_odd(vf a, vf b) {
     const vf below = _mm512_add_round_ps(a, b, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);

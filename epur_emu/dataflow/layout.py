@@ -269,12 +269,14 @@ class Builder:
         advance: int = 0,
     ) -> None:
         """One stream for each component; `advance` moves the address from one repetition to the next."""
-        if any(count == 0 for count, _, _ in loops):
+        names = list(components)
+        if not names or any(count == 0 for count, _, _ in loops):
             return
-        nest = ((self.repeat[0], advance, self.repeat[1]), *loops)
-        for component in components:
-            stream = AccessStream(component, op, size, address, cycle, nest)
-            self._streams.setdefault(phase, []).append(stream)
+        nest = tuple(loops)
+        if self.repeat[0] != 1:
+            nest = ((self.repeat[0], advance, self.repeat[1]), *nest)
+        stream = AccessStream(names[0], op, size, address, cycle, nest)
+        self._streams.setdefault(phase, []).extend([stream, *map(stream.at, names[1:])])
 
     def operations(
         self, phase: tuple[str, str], unit: str, fmt: str, counts: dict[str, int]

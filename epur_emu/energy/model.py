@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum
 
-import numpy as np
-
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow.operations import UnitFormats
 from epur_emu.energy.dram import Dram
+from epur_emu.energy.events import Tally
 from epur_emu.energy.report import Cost, PhaseCost, Report, group
 from epur_emu.energy.sram import Memory
 from epur_emu.energy.table import EnergyTable
 from epur_emu.errors import AcceleratorError, FormatError, TableError, TraceError
 from epur_emu.streams import LIMIT, OPS, UNITS, AccessStream, Component, Loop, Phase
-from epur_emu.trace import Accesses, Trace
+from epur_emu.trace import Trace
 
 #: Kinds whose untouched banks are power-gated.
 GATED = ("weights", "intermediate")
@@ -85,11 +84,15 @@ class Priced:
         #: By component, energy (pJ) of accesses in no stream; their first and last cycle.
         self.events = {place.name: 0.0 for place in self.places}
         self.event_cycles: tuple[int, int] | None = None
-        for events in trace.single():
-            for index, place in enumerate(self.places):
-                self.events[place.name] += place.events(events, index)
-            first, _ = self.event_cycles or (int(events.cycle[0]), 0)
-            self.event_cycles = (first, int(events.cycle[-1]))
+        for place in self.places:
+            tally = Tally()
+            for runs in trace.runs(place.name):
+                tally.add(runs, place.edges)
+            if tally.last < 0:
+                continue
+            self.events[place.name] = place.events(tally)
+            first, last = self.event_cycles or (tally.first, tally.last)
+            self.event_cycles = (min(first, tally.first), max(last, tally.last))
 
     def report(self) -> Report:
         """The sums."""
@@ -253,22 +256,21 @@ class _Chip:
             done = upto
         return fsum(parts)
 
-    def events(self, events: Accesses, component: int) -> float:
-        parts = []
-        for index, start, end, memory in self._regions():
-            own = events.component == component
-            own &= (events.address >= start) & (events.address < end)
-            address, sizes, ops = events.address[own], events.bytes[own], events.op[own]
-            for code, op in enumerate(OPS):
-                for size, n in zip(*np.unique(sizes[ops == code], return_counts=True), strict=True):
-                    parts.append(self._access(memory, op, int(size), int(n)))
-            bank, most = memory.capacity_bytes // memory.banks or 1, memory.banks - 1
-            first = np.minimum((address - start) // bank, most)
-            last = np.minimum((address + sizes - 1 - start) // bank, most)
-            # One number for both: unique rows would be sorted as strings of bytes, slowly.
-            for both in np.unique(first * memory.banks + last).tolist():
-                low, high = divmod(both, memory.banks)
-                self._touch(index, memory, low * bank, high * bank + 1)
+    @property
+    def edges(self) -> tuple[tuple[int, int, int], ...]:
+        """First address, bytes of a bank and last bank of each memory."""
+        return tuple(
+            (start, memory.capacity_bytes // memory.banks or 1, memory.banks - 1)
+            for start, memory in self.memories
+        )
+
+    def events(self, tally: Tally) -> float:
+        parts = [
+            self._access(self.memories[index][1], OPS[op], size, n)
+            for (index, op, size), n in sorted(tally.accesses.items())
+        ]
+        for index, low, high in tally.banks:
+            self.touched.update((index, number) for number in range(low, high + 1))
         return fsum(parts)
 
     def _access(self, memory: Memory, op: str, size: int, count: int) -> float:
@@ -310,12 +312,12 @@ class _Dram:
     def stream(self, stream: AccessStream) -> float:
         return self._access(stream.op, stream.accesses, stream.total_bytes)
 
-    def events(self, events: Accesses, component: int) -> float:
-        parts = []
-        for code, op in enumerate(OPS):
-            own = (events.component == component) & (events.op == code)
-            parts.append(self._access(op, int(own.sum()), int(events.bytes[own].sum())))
-        return fsum(parts)
+    #: One memory, whose banks don't matter.
+    edges = ((0, LIMIT, 0),)
+
+    def events(self, tally: Tally) -> float:
+        found = sorted(tally.accesses.items())
+        return fsum([self._access(OPS[op], n, n * size) for (_, op, size), n in found])
 
     def _access(self, op: str, count: int, size: int) -> float:
         pj = size * self.dram.pj_per_byte(op)

@@ -71,14 +71,16 @@ def timeline(trace: Trace, table: EnergyTable, parts: int = 400) -> Timeline:
             energy[group(stream.component)] += share * pj
         for unit, pj in units.items():
             energy[unit] += _feeding(phase, spread, unit, widths) * pj
-    counts = {place.name: np.zeros(widths.size) for place in priced.places}
+    counts = np.zeros((len(priced.places), widths.size), np.int64)
     for events in trace.single():
-        cycles = np.minimum(events.cycle, trace.cycles - 1)
-        for index, name in enumerate(counts):
-            counts[name] += np.histogram(cycles[events.component == index], bounds)[0]
-    for name, count in counts.items():
+        # Cycles rise; those beyond the run count in the last part.
+        behind = np.searchsorted(events.cycle, bounds[1:-1])
+        part = np.repeat(np.arange(widths.size), np.diff(behind, prepend=0, append=len(events)))
+        cell = events.component * np.int64(widths.size) + part
+        counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
+    for place, count in zip(priced.places, counts, strict=True):
         if count.any():
-            energy[group(name)] += count / count.sum() * priced.events[name]
+            energy[group(place.name)] += count / count.sum() * priced.events[place.name]
     energy["static"] += report.static_pj * widths
     scale = 1 / (PJ_PER_MW_SECOND * report.seconds * widths)
     return Timeline(edges, report.seconds, {name: pj * scale for name, pj in energy.items()})

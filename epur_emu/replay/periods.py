@@ -30,6 +30,9 @@ SHORTEST, LONGEST = 1 << 14, 1 << 20
 #: Most accesses of a chunk.
 CHUNK = 1 << 20
 
+#: Most single events among which jumps are looked for; they are held in memory, some 30 MB.
+MOST_SINGLE = 1 << 20
+
 
 def repeated(
     trace: Trace, names: Sequence[str], worth: int = WORTH
@@ -52,8 +55,14 @@ def repeated(
     """
     wanted = set(names)
     streams = [s for phase in trace.phases for s in phase.streams if s.component in wanted]
-    places = [place for place, c in enumerate(trace.components) if c.name in wanted]
-    own = trace.events[np.isin(trace.events.component, places)]
+    single = sum(
+        n for (phase, name, _), (n, _) in trace.totals().items() if phase < 0 and name in wanted
+    )
+    if single > MOST_SINGLE or not streams:
+        for chunk in trace.expand(CHUNK, list(names)):
+            yield chunk, 1
+        return
+    own = Accesses.join(trace.single(components=list(names)))
     # Every window is looked for among these streams only.
     trace = Trace([Phase("all", "forward", tuple(streams))], trace.components, 0, events=own)
     streams.sort(key=lambda s: s.cycle)

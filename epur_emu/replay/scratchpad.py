@@ -124,9 +124,10 @@ class Scratchpad:
                     advance(stream.accesses)
             for place, ranges in parts.items():
                 self._buffers[place].epochs.append(Ranges.of(ranges))
-        if len(trace.events):
-            self.feed(trace.events)
-            advance(int(np.isin(trace.events.component, list(self._buffers)).sum()))
+        names = [buffer.component.name for buffer in self._buffers.values()]
+        for chunk in trace.single(components=names):
+            self.feed(chunk)
+            advance(len(chunk))
         return True
 
     def result(self) -> Result:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,12 @@ class Standard:
         TableError
             No preset and no file is called so, or the file is damaged.
         """
-        plain = _read(str(name), str(name))
-        seen = [str(name)]
+        return _preset(str(name)) or cls._of_file(str(name))
+
+    @classmethod
+    def _of_file(cls, name: str) -> Standard:
+        plain = _read(name, name)
+        seen = [name]
         while "base" in plain:
             base = str(plain["base"])
             if base in seen:
@@ -165,6 +170,12 @@ class Standard:
             own = {key: value for key, value in plain.items() if key != "base"}
             plain = _over(below, own)
         return cls.from_dict(plain, name)
+
+
+@cache
+def _preset(name: str) -> Standard | None:
+    """A preset is read and checked once, which takes as long as a short replay."""
+    return Standard._of_file(name) if name in presets() else None
 
 
 def presets() -> list[str]:

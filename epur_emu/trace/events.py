@@ -252,9 +252,12 @@ def lanes(events: Events, components: Collection[int]) -> list[Lane]:
     return found
 
 
-def in_order(events: Events, chunk: int = BLOCK) -> Iterator[Accesses]:
-    """The events alone in order of (cycle, component, op)."""
-    return expand((), lanes(events, events.summaries.keys()), chunk, 0, LIMIT + 1)
+def in_order(
+    events: Events, chunk: int = BLOCK, components: Collection[int] | None = None
+) -> Iterator[Accesses]:
+    """The events alone, of all or of some components, in order of (cycle, component, op)."""
+    chosen = events.summaries.keys() if components is None else components
+    return expand((), lanes(events, chosen), chunk, 0, LIMIT + 1)
 
 
 def in_memory(events: Events) -> Accesses:

@@ -11,7 +11,7 @@ from typing import Any
 from epur_emu.errors import TraceError
 from epur_emu.streams import LIMIT, OPS, AccessStream, Component, Phase, check_integer
 from epur_emu.trace import hdf5
-from epur_emu.trace.accesses import Accesses
+from epur_emu.trace.accesses import Accesses, Runs
 from epur_emu.trace.events import (
     Events,
     InFile,
@@ -87,9 +87,27 @@ class Trace:
         """
         return in_memory(self._held())
 
-    def single(self, chunk: int = 1 << 18) -> Iterator[Accesses]:
+    def single(
+        self, chunk: int = 1 << 18, components: Sequence[str] | None = None
+    ) -> Iterator[Accesses]:
         """Accesses that are in no stream, as `expand` gives them."""
-        return in_order(self._held(), chunk)
+        return in_order(self._held(), chunk, self._places(components))
+
+    def runs(self, component: str) -> Iterator[Runs]:
+        """Accesses of a component that are in no stream, in runs, block by block; never expands."""
+        (place,) = self._places([component])
+        held = self._held()
+        return held.lane(place) if place in held.summaries else iter(())
+
+    def _places(self, components: Sequence[str] | None) -> set[int]:
+        """Indices of components, of all by default."""
+        wanted = set(self._place if components is None else components)
+        if unknown := wanted - set(self._place):
+            raise TraceError(
+                "trace", ", ".join(sorted(unknown)), "is no component",
+                f"use one of {', '.join(self._place)}",
+            )  # fmt: skip
+        return {self._place[name] for name in wanted}
 
     def _held(self) -> Events:
         """The events, those added last included."""
@@ -314,19 +332,14 @@ class Trace:
         """
         if chunk < 1:
             raise TraceError("trace", "chunk", f"is {chunk}", "give 1 or more")
-        wanted = set(self._place if components is None else components)
-        if unknown := wanted - set(self._place):
-            raise TraceError(
-                "trace", ", ".join(sorted(unknown)), "is no component",
-                f"use one of {', '.join(self._place)}",
-            )  # fmt: skip
+        wanted = self._places(components)
         streams: list[tuple[int, AccessStream]] = [
             (self._place[stream.component], stream)
             for phase in self.phases
             for stream in phase.streams
-            if stream.component in wanted
+            if self._place[stream.component] in wanted
         ]
-        found = lanes(self._held(), [self._place[name] for name in wanted])
+        found = lanes(self._held(), wanted)
         return expand(streams, found, chunk, max(start, 0), LIMIT + 1 if stop is None else stop)
 
     @classmethod

@@ -17,13 +17,14 @@ from epur_emu.errors import TraceError
 from epur_emu.streams import OPS, Component
 from epur_emu.trace.accesses import Accesses, Runs
 from epur_emu.trace.exporters import parquet
-from epur_emu.trace.exporters.base import Exporter, Part, written
+from epur_emu.trace.exporters.base import Exporter, Part
 from epur_emu.trace.exporters.csv import Csv
 from epur_emu.trace.exporters.csv import read as read_csv
 from epur_emu.trace.exporters.dramsim3 import DramSim3
 from epur_emu.trace.exporters.libcachesim import LibCacheSim
 from epur_emu.trace.exporters.ramulator import Ramulator1, Ramulator2
 from epur_emu.trace.exporters.scalesim import ScaleSim
+from epur_emu.trace.files import written
 from epur_emu.trace.trace import EventWriter, Trace
 
 __all__ = ["EXPORTERS", "IMPORTERS", "export", "import_accesses", "window"]

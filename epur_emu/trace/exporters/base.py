@@ -1,18 +1,13 @@
-"""What exporters and importers share: the contract, and files that appear whole or not at all."""
+"""What exporters and importers share."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from epur_emu.errors import TraceError
 from epur_emu.streams import Component
 from epur_emu.trace.accesses import Accesses
 
@@ -54,32 +49,3 @@ class Lines:
 def longs(column: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """A column as the kernel of lines takes it."""
     return np.ascontiguousarray(column, np.int64)
-
-
-@contextmanager
-def written(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A new binary file that gets its name when the block ends well.
-
-    Raises
-    ------
-    TraceError
-        It cannot be written; what stood at `path` is untouched.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except (OSError, ValueError) as error:
-        if isinstance(error, TraceError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise TraceError(
-            path, "", f"cannot be written ({reason})", "choose another place or free space"
-        ) from error
-    finally:
-        with suppress(OSError, ValueError):
-            temporary.unlink(missing_ok=True)

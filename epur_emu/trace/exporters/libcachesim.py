@@ -78,8 +78,8 @@ class LibCacheSim:
             return
         self.file.flush()
         held = np.memmap(self.file, ROW, "r+", 0, (self._rows,))
+        # The file's end brings it to the disk, once.
         held["next"][told] = numbers
-        held.flush()
         del held
         self.file.seek(0, 2)
 

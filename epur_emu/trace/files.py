@@ -1,0 +1,41 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from epur_emu.errors import TraceError
+
+
+@contextmanager
+def written(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A new binary file that gets its name when the block ends well.
+
+    Raises
+    ------
+    TraceError
+        It cannot be written; what stood at `path` is untouched.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except (OSError, ValueError) as error:
+        if isinstance(error, TraceError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise TraceError(
+            path, "", f"cannot be written ({reason})", "choose another place or free space"
+        ) from error
+    finally:
+        with suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
