@@ -204,12 +204,12 @@ def test_a_trace_cut_short_at_any_byte(capsys, run, tmp_path):
 def test_a_trace_of_a_newer_version(capsys, run, tmp_path):
     whole = bytearray(run[1].read_bytes())
     place = whole.index(b"1.0")
-    whole[place : place + 1] = b"3"
+    whole[place : place + 1] = b"4"
     path = tmp_path / "newer.h5"
     path.write_bytes(whole)
     message = refused(capsys, "trace", "info", path)
     assert "version" in message
-    assert "3.0" in message
+    assert "4.0" in message
     whole[place : place + 1] = b"2"
     path.write_bytes(whole)
     message = refused(capsys, "trace", "info", path)

@@ -232,6 +232,10 @@ static inline int nest_before(const epur_nest *a, const epur_nest *b) {
 
 static int nest_compare(const void *a, const void *b) { return nest_before(a, b) ? -1 : 1; }
 
+static void nests_copy(epur_nest *to, const epur_nest *from, ptrdiff_t count) {
+    if (count) memcpy(to, from, (size_t)count * sizeof *to);
+}
+
 /* Nests that begin before `until` become active. */
 static int nests_enter(epur_expansion *e, int64_t until) {
     const ptrdiff_t before = e->running;
@@ -426,10 +430,10 @@ static int window(epur_expansion *e, ptrdiff_t *at, ptrdiff_t room, int64_t know
     int64_t length = e->length < known - e->now ? e->length : known - e->now;
     int64_t until = e->now + length;
     if ((failed = nests_enter(e, until))) return failed;
-    memcpy(e->saved, e->active, (size_t)e->running * sizeof *e->active);
+    nests_copy(e->saved, e->active, e->running);
     int whole;
     while (!(whole = collect(e, until)) && until > e->now + 1) {
-        memcpy(e->active, e->saved, (size_t)e->running * sizeof *e->active);
+        nests_copy(e->active, e->saved, e->running);
         e->length = length = (length + 3) / 4;
         until = e->now + length;
     }
@@ -437,11 +441,11 @@ static int window(epur_expansion *e, ptrdiff_t *at, ptrdiff_t room, int64_t know
     if (whole && total > room - *at) {
         int64_t sum = 0, cut = e->now;
         while (sum + e->counts[cut - e->now] <= room - *at) sum += e->counts[cut++ - e->now];
-        memcpy(e->active, e->saved, (size_t)e->running * sizeof *e->active);
+        nests_copy(e->active, e->saved, e->running);
         until = cut;
         if (cut > e->now) collect(e, until);
     } else if (!whole) {
-        memcpy(e->active, e->saved, (size_t)e->running * sizeof *e->active);
+        nests_copy(e->active, e->saved, e->running);
         until = e->now;
     } else if (total < ENOUGH / 2 && length == e->length) {
         e->length = 2 * e->length < CYCLES ? 2 * e->length : CYCLES;

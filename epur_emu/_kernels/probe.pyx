@@ -151,7 +151,8 @@ cdef class Walk:
         self.p.mid, self.p.dram, self.p.reverse, self.p.peepholes = n["mid"], n["dram"], n["reverse"], n["peepholes"]
         self.p.load, self.p.initial, self.p.rows, self.p.params = n["load"], n["initial"], n["rows"], n["params"]
         self.p.x_from, self.p.x_base, self.p.x_pitch, self.p.x_sub = n["x_from"], n["x_base"], n["x_pitch"], n["x_sub"]
-        self.p.y_pitch, self.p.y_base, self.p.kept, self.p.partials = n["y_pitch"], n["y_base"], n["kept"], n["partials"]
+        self.p.y_pitch, self.p.y_base = n["y_pitch"], n["y_base"]
+        self.p.kept, self.p.partials = n["kept"], n["partials"]
         self.p.dpu, self.p.add, self.p.link, self.p.quantise, self.p.lookup = (
             n["dpu"], n["add"], n["link"], n["quantise"], n["lookup"])
         self.p.p, self.p.tm, self.p.tc, self.p.z = n["p"], n["tm"], n["tc"], n["z"]
@@ -206,7 +207,7 @@ cdef class Walk:
         return last
 
     def stretch(self, int64_t begun, int64_t span, int64_t low, int64_t pace):
-        """A stretch of `span` steps from `begun` on begins: its lowest true step, its rows of W_x `pace` cycles apart."""
+        """A stretch of `span` steps from `begun` on begins: its lowest true step, cycles between rows of W_x."""
         self.p.begun, self.p.span, self.p.low, self.p.pace = begun, span, low, pace
 
     def forward(self, int64_t k, int64_t loaded):
