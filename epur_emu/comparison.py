@@ -174,6 +174,7 @@ def run(
     accelerator: Accelerator,
     table: EnergyTable,
     beam: int = 1,
+    events: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Run one input through a model in float32 and in an arithmetic on an accelerator.
 
@@ -187,6 +188,8 @@ def run(
     table : EnergyTable
     beam : int
         Hypotheses of the decoder; each is one evaluation a step, as E-PUR's batch is one.
+    events : path-like, optional
+        Where each access goes as an event (`Task.probe`); the trace is that file's then.
 
     Raises
     ------
@@ -195,6 +198,11 @@ def run(
     """
     reference = task(model, ARITHMETICS["float32"], accelerator)
     emulated = task(model, arithmetic, accelerator)
+    if events is not None and not emulated.probes:
+        raise ModelError(
+            model.name, "--trace-mode events", "is for networks that read whole sequences, this one decodes",
+            "leave it out: streams hold the same accesses",
+        )  # fmt: skip
     item = emulated.read(given)
     with one_thread():
         (wanted,) = reference.answer([item], beam)
@@ -204,7 +212,10 @@ def run(
     layers = tuple(
         Layer.of(s, float(abs(ours[name] - theirs[name]).max())) for name, s in stats.items()
     )
-    trace = emulated.trace(item, found, arithmetic, accelerator)
+    if events is None:
+        trace = emulated.trace(item, found, arithmetic, accelerator)
+    else:
+        trace = emulated.probe(item, found, arithmetic, accelerator, events)
     seconds, duration = accelerator.seconds(trace.cycles), emulated.duration(item)
     return Run(
         model.name, arithmetic.name, accelerator.name, emulated.describe(item), wanted, found, layers,

@@ -28,6 +28,8 @@ from epur_emu.tasks import TASKS, Task, metrics
 from epur_emu.tasks.beam import Beam
 from epur_emu.tasks.bpe import EOS
 from epur_emu.tasks.dense import Dense
+from epur_emu.trace import Trace
+from epur_emu.trace.accesses import Accesses
 from epur_emu.zoo import list_models
 
 EPUR = Accelerator.load("epur")
@@ -114,6 +116,27 @@ def test_a_run_shows_float32_beside_emulated(folder: Path, tmp_path: Path) -> No
     for layer in found["layers"]:
         error = np.abs(outputs[layer["name"]] - wanted[layer["name"]]).max()
         assert layer["max_abs_error"] == error > 0
+
+
+def test_a_run_may_log_its_accesses_as_events(folder: Path, tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "x.wav", sound(8000))
+    found: dict[str, Accesses] = {}
+    for mode in ("streams", "events"):
+        trace = str(tmp_path / f"{mode}.h5")
+        cli.main(["run", str(folder), str(path), "--trace", trace, "--trace-mode", mode, "--json"])
+        kept = Trace.open(trace)
+        assert len(kept.events) == (kept.count() if mode == "events" else 0)
+        found[mode] = Accesses.join(kept.expand())
+    assert found["events"] == found["streams"]
+    assert len(found["events"]) > 1000
+
+
+def test_a_decoder_has_no_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.h5"
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "translate-en-de", "A dog.", "--trace", str(path), "--trace-mode", "events"])
+    assert "--trace-mode events" in capsys.readouterr().err
+    assert not path.exists()
 
 
 # --- a data set

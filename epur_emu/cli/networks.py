@@ -180,20 +180,15 @@ def run(
         ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name, probed)
         show_sequence(ran, machine, inputs_paths, output, trace_path, json_, phases)
         return
-    if probed:
-        raise ModelError(
-            model, "--trace-mode events", f"is for models without a task, this one's is {loaded.card['task']}",
-            "leave it out: streams hold the same accesses",
-        )  # fmt: skip
     if inputs_paths or steps or any(option is not None for option in (seed, network)):
         raise ModelError(
             model, "--inputs, --steps, --seed and --network",
             f"are for models without a task, this one's is {loaded.card['task']}", "leave them out",
         )  # fmt: skip
-    done = comparison.run(loaded, input, arithmetic(arithmetic_), machine, prices, beam)
+    done = comparison.run(loaded, input, arithmetic(arithmetic_), machine, prices, beam, probed)
     if output:
         sequences.write_outputs(output, done.outputs)
-    if trace_path:
+    if trace_path and not probed:
         done.trace.save(trace_path)
     if json_:
         result = done.to_dict()

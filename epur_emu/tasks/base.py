@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from epur_emu.errors import EpurError
+from epur_emu.probe import probe_sequences
 
 if TYPE_CHECKING:
     from epur_emu.accelerator import Accelerator
@@ -72,6 +74,8 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     #: Hypotheses kept by default where the task is scored.
     beam: ClassVar[int] = 1
+    #: Whether there is `probe`: not for decoders, whose steps are not kept.
+    probes: ClassVar[bool] = False
 
     def __init__(self, model: Model, engines: Mapping[str, Engine]) -> None:
         self.engines = dict(engines)
@@ -107,6 +111,13 @@ class Task(ABC):
         self, item: Any, answer: Answer, arithmetic: Arithmetic, accelerator: Accelerator
     ) -> Trace:
         """Every access that answering an item took."""
+
+    def probe(
+        self, item: Any, answer: Answer, arithmetic: Arithmetic, accelerator: Accelerator,
+        path: str | os.PathLike[str],
+    ) -> Trace:  # fmt: skip
+        """The same accesses, performed and checked one by one, as events in a file; see `probes`."""
+        raise NotImplementedError
 
     def duration(self, item: Any) -> float | None:
         """Seconds that the item lasts in the world (speech), None if it has no duration."""
@@ -155,3 +166,14 @@ def outputs_of_passes(engine: Engine, inputs: npt.ArrayLike) -> dict[str, F32]:
         ends = np.cumsum([p.cells for p in passes])[:-1]
         out |= {p.name: v for p, v in zip(passes, np.split(values, ends, -1), strict=True)}
     return out
+
+
+def probed(
+    engine: Engine, inputs: npt.ArrayLike, trace: Trace, accelerator: Accelerator, path: str | os.PathLike[str]
+) -> Trace:
+    """The accesses of a sequence of inputs (T, I), whose streams are in `trace`, as events in a file."""
+    layers = engine.sequence(inputs)
+    return probe_sequences(
+        path, engine.network, [inputs], [layers], None, engine.arithmetic, accelerator, trace.meta,
+        progress=True,
+    )  # fmt: skip
