@@ -697,20 +697,26 @@ def test_a_full_disk_loses_nothing_that_is_there(
 # --- interruptions
 
 
-def test_a_study_goes_on_where_it_was(
-    plan: Path, whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x.h5"
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[..., Any]:
+    """Interrupt the computation of a unit, the one of this number; gives what computes."""
     real, count = units.compute, 0
 
     def interrupted(unit: units.Unit, *given: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 60:
+        if count == after:
             raise KeyboardInterrupt
         return real(unit, *given)
 
     monkeypatch.setattr(sweep, "compute", interrupted)
+    return real
+
+
+def test_a_study_goes_on_where_it_was(
+    plan: Path, whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.h5"
+    real = interrupt(monkeypatch, 60)
     with pytest.raises(KeyboardInterrupt):
         study(plan, path)
     part = Results.open(path)
@@ -986,16 +992,7 @@ def test_a_search_of_a_network(plan: Path, tmp_path: Path, monkeypatch: pytest.M
     assert min(p["weight_bits"] for p in uniform) == found["uniform_bits"]
 
     # Interrupted, it takes the same way.
-    real, count = units.compute, 0
-
-    def interrupted(unit: units.Unit, *given: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == 20:
-            raise KeyboardInterrupt
-        return real(unit, *given)
-
-    monkeypatch.setattr(sweep, "compute", interrupted)
+    real = interrupt(monkeypatch, 20)
     other = tmp_path / "y.h5"
     with pytest.raises(KeyboardInterrupt):
         study(plain, other, search=True)
