@@ -30,6 +30,7 @@ from epur_emu.network import LayerShape
 from epur_emu.streams import OPS, AccessStream, Component, Phase
 from epur_emu.trace import Accesses, EventWriter, Trace, recording
 from epur_emu.trace.accesses import Runs
+from epur_emu.trace.events import of_rows, to_rows
 
 SEAL_BYTES = 512
 HUGE = AccessStream("dram", "read", 2**61, 0, 0)
@@ -724,3 +725,10 @@ def test_a_network_of_the_paper_is_small(tmp_path: Path) -> None:
     opened = Trace.open(tmp_path / "t.h5")
     opened.validate()
     assert opened.count() > 10**9
+
+
+def test_rows_are_taken_aligned():
+    """One row is contiguous in its table, but wherever the fields before it end."""
+    rows = to_rows(Runs(*(np.array([n]) for n in (3, 64, 16)), np.array([1], np.uint8)))
+    for column in of_rows(rows):
+        assert column.flags.aligned and column.flags.c_contiguous

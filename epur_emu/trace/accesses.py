@@ -187,4 +187,4 @@ def _column(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
     bounds = np.iinfo(dtype)
     if array.size and not bounds.min <= int(array.min()) <= int(array.max()) <= bounds.max:
         raise TraceError("accesses", name, "holds a value out of range", f"give {dtype}")
-    return np.ascontiguousarray(array, dtype)
+    return np.require(array, dtype, ["C", "A"])

@@ -208,11 +208,11 @@ def _too_far(
 
 def of_rows(rows: npt.NDArray[Any]) -> Runs:
     """Runs of rows of a file, whose cycles and addresses are differences."""
-    strides = (np.ascontiguousarray(rows[k].T) for k in ("count", "address_stride", "cycle_stride"))
-    return Runs(
-        np.cumsum(rows["cycle"]), np.cumsum(rows["address"]), np.ascontiguousarray(rows["bytes"]),
-        np.ascontiguousarray(rows["op"]), *strides,
-    )  # fmt: skip
+    # Copies: the only row of a table is contiguous where it lies, but not aligned.
+    size, op = (np.array(rows[name]) for name in ("bytes", "op"))
+    names = "count", "address_stride", "cycle_stride"
+    strides = (np.array(rows[name].T, order="C") for name in names)
+    return Runs(np.cumsum(rows["cycle"]), np.cumsum(rows["address"]), size, op, *strides)
 
 
 def to_rows(runs: Runs) -> npt.NDArray[Any]:
