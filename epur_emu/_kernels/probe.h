@@ -38,6 +38,7 @@ typedef struct {
 /* One sequence of a pass. */
 typedef struct {
     int64_t steps, x, y, state, spill; /* places: input row 0, own cells in output row 0, given state, spilled row 0 */
+    int64_t source_size;   /* numbers */
     const float *source;   /* what holds x: rows, a half of the intermediate memory, or spilled rows part by part */
     const float *operands; /* x as the arithmetic took it (steps, inputs) */
     const float *values;   /* h as the arithmetic gave it (steps, cells) */
@@ -64,6 +65,7 @@ typedef struct {
     int64_t parts;                  /* of a spilled input */
     const int64_t *part;            /* (parts, 3): row 0 in DRAM, cells, sub-vectors */
     epur_member *members;
+    int64_t out_size;  /* numbers */
     float *out;        /* half of the intermediate memory where outputs go */
     uint32_t *held[4]; /* weight buffers: number of each unit */
     uint32_t *row[4];  /* row buffers */
@@ -162,6 +164,14 @@ static int64_t probe_parameters(epur_probe *p, int64_t begin) {
     return moved;
 }
 
+/* `count` numbers from `from` on come out of a memory of so many; none where a plan leads beyond it. */
+static void taken(epur_probe *p, float *to, const float *memory, int64_t size, int64_t from, int64_t count) {
+    if (from < 0 || from > size - count)
+        p->wrong++;
+    else
+        memcpy(to, memory + from, (size_t)count * sizeof *to);
+}
+
 /* The initial state of a sequence, behind `bursts` on the channel; h goes to `h_at`, c to `c_at`. */
 static void probe_state(epur_probe *p, int64_t member, int64_t begin, int64_t bursts, int64_t h_at, int64_t c_at) {
     epur_member *m = &p->members[member];
@@ -171,8 +181,11 @@ static void probe_state(epur_probe *p, int64_t member, int64_t begin, int64_t bu
     for (int q = 0; q < 4; q++)
         if (holds_cell(p, q)) holders[count++] = p->inputs_of[q];
     const int kept = p->initial == INITIAL_KEPT;
-    const float *h = kept ? p->out + (m->state - p->y_base) / p->ye : m->initial;
-    memcpy(m->buffer + h_at / p->xe, h, (size_t)(p->nh * p->width) * sizeof *h);
+    const int64_t numbers = p->nh * p->width;
+    if (kept)
+        taken(p, m->buffer + h_at / p->xe, p->out, p->out_size, (m->state - p->y_base) / p->ye, numbers);
+    else
+        memcpy(m->buffer + h_at / p->xe, m->initial, (size_t)numbers * sizeof *m->initial);
     memset(m->stamps + h_at / p->xe, mark(-1), (size_t)(p->nh * p->width));
     h_at += member * p->region, c_at += member * p->region;
     if (p->initial == INITIAL_DRAM) {
@@ -204,7 +217,11 @@ static int64_t multifunction(epur_probe *p, int64_t k, int64_t done, int64_t c_a
     }
     if (p->kept >= 0) event(g, p->mid, WRITE, CELL, arrival, p->kept + k * p->ce, p->ce);
     event(g, p->mid, WRITE, OUTPUT_H, out, y_at, p->ye);
-    p->out[(y_at - p->y_base) / p->ye] = h;
+    const int64_t place = (y_at - p->y_base) / p->ye;
+    if (place < 0 || place >= p->out_size)
+        p->wrong++;
+    else
+        p->out[place] = h;
     return out;
 }
 
@@ -263,8 +280,7 @@ static void bring_x(epur_probe *p, int64_t member, int64_t t, int64_t true_t, in
     const int64_t address = m->x + true_t * p->x_pitch;
     if (p->x_from == FROM_MEMORY) {
         events(g, p->mid, READ, OF_X, cycle, address, p->x_sub, p->nx, p->x_sub, wait);
-        const float *from = m->source + (address - p->x_base) / (p->x_sub / p->width);
-        memcpy(m->buffer, from, (size_t)(p->nx * p->width) * sizeof *from);
+        taken(p, m->buffer, m->source, m->source_size, (address - p->x_base) / (p->x_sub / p->width), p->nx * p->width);
     } else if (p->x_from == FROM_DRAM) {
         paced(g, p->dram, READ, OF_X, cycle, address, p->burst, bursts_of(p, p->nx * p->sx), p->sx, wait);
         const float *from = m->source + true_t * p->nx * p->width;
@@ -323,8 +339,7 @@ static int64_t probe_epur(epur_probe *p, int64_t t, int64_t left, int64_t start,
         }
         if (!m->spilled) continue;
         const int64_t from = m->y + t % 2 * p->nh * p->sy, size = p->nh * p->sy, bursts = bursts_of(p, size);
-        memcpy(m->spilled + true_t * p->nh * p->width, p->out + (from - p->y_base) / p->ye,
-               (size_t)p->cells * sizeof(float));
+        taken(p, m->spilled + true_t * p->nh * p->width, p->out, p->out_size, (from - p->y_base) / p->ye, p->cells);
         paced(p->log, p->mid, READ, FETCHED, last + 1, from, p->sy, p->nh, p->burst, 1);
         events(p->log, p->dram, WRITE, FETCHED, last + 1, m->spill + true_t * bursts * p->burst, p->burst, bursts, p->burst, 1);
     }
@@ -412,7 +427,7 @@ static int64_t probe_recurrent(epur_probe *p, int64_t t, int64_t start, int64_t 
     if (t) {
         const int64_t address = m->y + time_of(p, m, t - 1) * p->y_pitch;
         events(p->log, p->mid, READ, OF_H, start, address, p->sy, p->nh, p->sy, 1);
-        memcpy(m->buffer, p->out + (address - p->y_base) / p->ye, (size_t)(p->nh * p->width) * sizeof(float));
+        taken(p, m->buffer, p->out, p->out_size, (address - p->y_base) / p->ye, p->nh * p->width);
         memset(m->stamps, mark(t - 1), (size_t)(p->nh * p->width));
         for (int q = 0; q < 4; q++) events(p->log, p->inputs_of[q], WRITE, OF_H, start, 0, p->sx, p->nh, p->sx, 1);
     }

@@ -26,7 +26,7 @@ cdef extern from "probe.h" nogil:
         int64_t accesses
         int failed
     ctypedef struct epur_member:
-        int64_t steps, x, y, state, spill
+        int64_t steps, x, y, state, spill, source_size
         const float *source
         const float *operands
         const float *values
@@ -49,7 +49,7 @@ cdef extern from "probe.h" nogil:
         int64_t bank[4]
         int64_t rows, params, x_from, x_base, x_pitch, x_sub, y_pitch, y_base, kept, partials
         int64_t dpu, add, link, quantise, lookup, p, tm, tc, z, tag, tag_x, share, region, stay, cell_at
-        int64_t low, span, begun, pace, parts
+        int64_t low, span, begun, pace, parts, out_size
         const int64_t *part
         epur_member *members
         float *out
@@ -166,7 +166,7 @@ cdef class Walk:
             self.p.held[q], self.p.row[q] = &held[q, 0], &rows[q, 0]
         self.p.parts = len(part)
         self.p.part = &part[0, 0] if len(part) else NULL
-        self.p.out, self.p.stored = &out[0], &stored[0]
+        self.p.out, self.p.out_size, self.p.stored = &out[0], out.shape[0], &stored[0]
         self.p.members = <epur_member *>calloc(len(members), sizeof(epur_member))
         if self.p.members == NULL:
             raise MemoryError
@@ -174,6 +174,7 @@ cdef class Walk:
             m = &self.p.members[q]
             m.steps, m.x, m.y, m.state, m.spill = given[:5]
             source, operands, values, initial, spilled, buffer, stamps = given[5:]
+            m.source_size = source.shape[0]
             m.source, m.operands, m.values, m.initial = &source[0], &operands[0, 0], &values[0, 0], &initial[0]
             m.spilled = &spilled[0] if spilled is not None else NULL
             m.buffer, m.stamps = &buffer[0], &stamps[0]
