@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -427,9 +427,10 @@ def _workers(
     )
     try:
         with _starting_deaf():  # the processes start at the first call
-            first = pool.map(_ready, range(jobs))
-        list(first)  # they load the model before time is taken
-        yield lambda calls: pool.map(_answer, calls)
+            first = [pool.submit(_ready, n) for n in range(jobs)]
+        for future in first:  # they load the model before time is taken
+            future.result()
+        yield lambda calls: _results([pool.submit(_answer, call) for call in calls])
     except BrokenProcessPool as error:
         _stop_sending(pool)
         raise EpurError(
@@ -441,7 +442,13 @@ def _workers(
         _stop_sending(pool)
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
+
+
+def _results(futures: Sequence[Future[list[Answer]]]) -> Iterator[list[Answer]]:
+    """In order; cancels none at the end, as `map` does: a pool whose processes end stumbles over such."""
+    for future in futures:
+        yield future.result()
 
 
 def _stop_sending(pool: ProcessPoolExecutor) -> None:

@@ -208,6 +208,30 @@ def test_a_process_that_dies_is_told(recordings: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_processes_may_end_before_their_pool_is_told(
+    recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's thread fails then if anybody has cancelled what it waits for."""
+    end = multiprocessing.context.SpawnProcess.terminate
+
+    def at_once(process: multiprocessing.context.SpawnProcess) -> None:
+        end(process)
+        process.join()
+        time.sleep(0.3)
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "terminate", at_once)
+    model = read_folder(recordings)
+    items = comparison.task(model, FP16, EPUR).test_set(12)[0]
+    with pytest.raises(KeyboardInterrupt), comparison._workers(model, (FP16,), EPUR, 2) as work:
+        answers = work([(0, [item], 99) for item in items * 20])
+        next(answers)
+        try:
+            raise KeyboardInterrupt
+        finally:  # as where a loop over them is interrupted
+            answers.close()  # type: ignore[attr-defined]
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize("whom", ["all", "the command alone"])
 def test_an_interruption_ends_all_processes(recordings: Path, whom: str) -> None:
     command = subprocess.Popen(
