@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,13 @@ from epur_emu.trace.accesses import Runs
 
 #: Of each memory of a component, in order of addresses: first address, bytes of a bank, last bank.
 Edges = Sequence[tuple[int, int, int]]
+
+
+def _memories(edges: Edges) -> Iterator[tuple[int, int, int, int, int]]:
+    """Number, first address and end of each memory, bytes of a bank, last bank."""
+    ends = [*(start for start, _, _ in edges[1:]), LIMIT + 1]
+    for index, ((start, bank, most), end) in enumerate(zip(edges, ends, strict=True)):
+        yield index, start, end, bank, most
 
 
 @dataclass
@@ -38,8 +45,7 @@ class Tally:
         # The widest way from one access to the next one above it, or more.
         step = np.maximum(inner, outer - abs(reach[1]))
         left = np.ones(len(op), bool)
-        for index, (start, bank, most) in enumerate(edges):
-            end = edges[index + 1][0] if index + 1 < len(edges) else LIMIT + 1
+        for index, start, end, bank, most in _memories(edges):
             # Steps wider than a bank may pass by some.
             whole = (low >= start) & (top < end) & (step <= bank)
             left &= ~whole
@@ -66,8 +72,7 @@ class Tally:
         self, edges: Edges, low: int, step: int, count: int, size: int, op: int
     ) -> None:
         """Take in a run of several memories, or one that may leave banks out."""
-        for index, (start, bank, most) in enumerate(edges):
-            end = edges[index + 1][0] if index + 1 < len(edges) else LIMIT + 1
+        for index, start, end, bank, most in _memories(edges):
             first, stop = (
                 min(count, max(0, -((low - edge) // step))) if step else count * (low < edge)
                 for edge in (start, end)
