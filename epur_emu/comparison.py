@@ -446,7 +446,7 @@ def _workers(
 
 
 def _results(futures: Sequence[Future[list[Answer]]]) -> Iterator[list[Answer]]:
-    """In order; cancels none at the end, as `map` does: a pool whose processes end stumbles over such."""
+    """In order; unlike `map` it cancels none at the end: a pool whose processes end stumbles over such."""
     for future in futures:
         yield future.result()
 
