@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from queue import Queue
@@ -39,6 +39,8 @@ States = Sequence[tuple[F32, F32]]
 
 #: Rows that are handed to the writer at once.
 ENOUGH = 1 << 15
+#: Most time steps, or neurons, that are walked before it is seen whether there are so many.
+STRETCH = 64
 
 _INITIAL = ("zero", "dram", "intermediate")
 _SOURCES = ("dram", "intermediate", "spilled")
@@ -265,18 +267,23 @@ class Probe:
             share = a.accumulators
             return min(share, left - number // share * share)
 
-        for t in range(head.steps):
+        t = 0
+        while t < head.steps:
             left, then = (sum(each.steps > step for each in given) for step in (t, t + 1))
+            # Steps alike: none is the first, and in none a sequence ends.
+            alike = min(each.steps for each in given[:left]) - t - 1
+            count = min(alike, STRETCH) if t and alike > 0 else 1
             every = left * n if t else pace
-            end = max(end, walk.epur(t, left, start, every, loaded) + 1)
-            if t == 0 and head.load and item.ahead:
-                self._prefetch(item.ahead, out)
             tails = (
                 (n - 1) * size(k, left) + a.dpu_latency + z + 1 - own.nx * size(k, then) - left * n
                 for k in range(then)
             )
-            start += (cells - 1) * every + left * n + max(0, 0, *tails)
-            self.recorder.reached(min(start, end) if then == 0 else start)
+            step = (cells - 1) * every + left * n + max(0, 0, *tails)
+            end = max(end, walk.epur(t, count, left, start, step, every, loaded) + 1)
+            if t == 0 and head.load and item.ahead:
+                self._prefetch(item.ahead, out)
+            t, start = t + count, start + count * step
+            self.recorder.reached(start if then else min(start, end))
         self.check(shape, walk)
         return end if head.spill is None else end + m.channel(m.bursts(own.nh * m.sy))
 
@@ -331,9 +338,9 @@ class Probe:
                 moved = sum(rows[0]) + (0 if first else sum(rows[1]))
                 pace = max(span * own.nx, m.channel(moved))
                 walk.stretch(first, span, low, pace)
-                for k in range(cells):
+                for k in range(0, cells, STRETCH):
                     self.recorder.reached(begin + k * pace)
-                    walk.forward(k, begin + k * pace)
+                    walk.forward(k, min(STRETCH, cells - k), begin + k * pace)
                 begin += (cells + 1) * pace
             start = begin + a.dpu_latency + quantise
             self.recorder.reached(begin)
@@ -341,11 +348,14 @@ class Probe:
                 bursts = state_bursts(m, shape) if given.initial == "dram" else 0
                 walk.state(0, start, 0, 0, h_subs * m.sx)
                 start += max(m.channel(bursts), 0 if bursts else own.nh)
-            for t in range(first, first + span):
+            t, over = first, first + span
+            while t < over:
                 here = 0 if tiles and t == first else stay
-                begin = walk.recurrent(t, start, here, turn, tiles) + 1
+                count = min(STRETCH, over - t) if here == stay else 1
                 late = cells - here
-                start += here * own.nh + (late * turn + own.nh if late else 0) + tail
+                step = here * own.nh + (late * turn + own.nh if late else 0) + tail
+                begin = walk.recurrent(t, count, start, step, here, turn, tiles) + 1
+                t, start = t + count, start + count * step
                 self.recorder.reached(min(start, begin))
         self.check(shape, walk)
         return begin
@@ -376,6 +386,65 @@ def check_probe(accelerator: Accelerator) -> None:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """Evaluated sequences of a network, whose inputs were all known.
+
+    Parameters
+    ----------
+    network : Network
+    inputs : sequence of float arrays of shape (T, I)
+        One, or several where the dataflow takes batches.
+    layers : sequence of sequences of float32 arrays of shape (T, width)
+        By sequence, each layer's outputs, as the arithmetic gave them.
+    initial : sequence of sequences of (h, c), optional
+        By sequence, initial state of each pass; zero by default.
+    """
+
+    network: Network
+    inputs: Sequence[npt.ArrayLike]
+    layers: Sequence[Sequence[F32]]
+    initial: Sequence[States] | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Time steps of a network that were decoded one by one.
+
+    Parameters
+    ----------
+    network : Network
+        Whether the host computes between its layers is its own (`host_between`).
+    inputs : sequence of float arrays of shape (T, I)
+        What the host gave: the first layer's inputs; all layers' if it computes between them.
+    layers : sequence of float32 arrays of shape (T, H)
+        Each layer's outputs.
+    initial : sequence of (h, c), optional
+        Initial state of each layer; zero by default.
+    parents : int array of shape (T,), optional
+        The step that each continues, -1 the initial state; by default the one before. The accelerator
+        keeps one state: where a search goes on with another hypothesis, the host has put that one's
+        in place, which is no access of the accelerator.
+    """
+
+    network: Network
+    inputs: Sequence[npt.ArrayLike]
+    layers: Sequence[F32]
+    initial: States | None = None
+    parents: npt.NDArray[np.intp] | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run's plan, and what walks it: tells whether the right outputs were stored."""
+
+    machine: Machine
+    shape: tuple[tuple[LayerShape, ...], ...]
+    schedule: Schedule
+    walk: Callable[[Probe], bool]
+    sequences: int = 1
+
+
 def probe_sequences(
     path: str | os.PathLike[str],
     network: Network,
@@ -387,19 +456,26 @@ def probe_sequences(
     meta: dict[str, Any],
     progress: bool = False,
 ) -> Trace:
-    """Log every access of evaluated sequences to a file, and check what the accesses delivered.
+    """Log every access of evaluated sequences; see `Sequences` and `probe_runs`."""
+    run = Sequences(network, inputs, layers, initial)
+    return probe_runs(path, [run], arithmetic, accelerator, meta, progress)
+
+
+def probe_runs(
+    path: str | os.PathLike[str],
+    runs: Sequence[Sequences | Decoded],
+    arithmetic: Arithmetic,
+    accelerator: Accelerator,
+    meta: dict[str, Any],
+    progress: bool = False,
+) -> Trace:
+    """Log every access of runs that follow one another, and check what the accesses delivered.
 
     Parameters
     ----------
     path : path-like
         An interruption leaves ``<path>.partial``, marked incomplete.
-    network : Network
-    inputs : sequence of float arrays of shape (T, I)
-        One, or several where the dataflow takes batches.
-    layers : sequence of sequences of float32 arrays of shape (T, width)
-        By sequence, each layer's outputs, as the arithmetic gave them.
-    initial : sequence of sequences of (h, c), optional
-        By sequence, initial state of each pass; zero by default.
+    runs : sequence of Sequences or Decoded
     arithmetic : Arithmetic
     accelerator : Accelerator
     meta : dict
@@ -416,77 +492,41 @@ def probe_sequences(
         a fault of the dataflow.
     """
     check_probe(accelerator)
-    m = Machine(accelerator, arithmetic, network.shape)
-    x = [np.ascontiguousarray(one, np.float32) for one in inputs]
-    schedule, found = _planned(m, network.shape, [len(one) for one in x], initial is not None)
-
-    def walk(probe: Probe) -> bool:
-        return _walk_sequences(probe, found, schedule, x, layers, initial)
-
-    return _written(path, network, m, schedule, meta, progress, walk)
-
-
-def probe_decode(
-    path: str | os.PathLike[str],
-    network: Network,
-    inputs: Sequence[npt.ArrayLike],
-    layers: Sequence[F32],
-    initial: States | None,
-    arithmetic: Arithmetic,
-    accelerator: Accelerator,
-    meta: dict[str, Any],
-    progress: bool = False,
-    between: bool = False,
-) -> Trace:
-    """The same of time steps that were decoded one by one; see `probe_sequences`.
-
-    Parameters
-    ----------
-    inputs : sequence of float arrays of shape (T, I)
-        What the host gave: the first layer's inputs; all layers' if it computes between them.
-    layers : sequence of float32 arrays of shape (T, H)
-        Each layer's outputs.
-    initial : sequence of (h, c), optional
-        Initial state of each layer.
-    between : bool
-        Whether the host computes between the layers.
-    """
-    m = Machine(accelerator, arithmetic, network.shape)
-    x = [np.ascontiguousarray(one, np.float32) for one in inputs]
-    found: list[_Pass] = []
-
-    def noting(b: Builder, shape: LayerShape, given: Given, *saved: Any) -> Run:
-        found.append(_Pass("epur", shape, (given,), period=b.repeat[1]))
-        return epur.run_pass(b, shape, given, *saved)
-
-    schedule = decode.schedule(
-        network.shape, len(x[0]), m, between, initial is not None, 0, 0, noting
-    )
-
-    def walk(probe: Probe) -> bool:
-        return _walk_decode(probe, found, schedule, x, layers, initial, between)
-
-    return _written(path, network, m, schedule, meta, progress, walk)
+    parts: list[_Part] = []
+    cycle = dram = 0
+    for run in runs:
+        m = Machine(accelerator, arithmetic, run.network.shape)
+        make = _sequences if isinstance(run, Sequences) else _decoded
+        parts.append(make(run, m, cycle, dram))
+        cycle, dram = parts[-1].schedule.cycles, parts[-1].schedule.dram_end
+    return _written(path, parts, meta, progress)
 
 
 def _written(
-    path: str | os.PathLike[str], network: Network, m: Machine, schedule: Schedule,
-    meta: dict[str, Any], progress: bool, walk: Callable[[Probe], bool],
-) -> Trace:  # fmt: skip
-    """The trace of a walk, which tells whether the right outputs were stored."""
-    phases = [Phase(p.layer, p.kind, (), p.operations) for p in schedule.phases]
-    total = sum(len(stream) for phase in schedule.phases for stream in phase.streams)
-    log = Log(len(m.components()))
-    with closing(EventWriter(path, m.components())) as writer:
+    path: str | os.PathLike[str], parts: Sequence[_Part], meta: dict[str, Any], progress: bool
+) -> Trace:
+    """The trace of walks."""
+    planned = [phase for part in parts for phase in part.schedule.phases]
+    phases = [Phase(p.layer, p.kind, (), p.operations) for p in planned]
+    total = sum(len(stream) for phase in planned for stream in phase.streams)
+    components, cycles = parts[0].machine.components(), parts[-1].schedule.cycles
+    log = Log(len(components), max(part.sequences for part in parts))
+    with closing(EventWriter(path, components)) as writer:
         recorder = _Recorder(writer, log)
         try:
             with tqdm(total=total, unit="access", unit_scale=True, disable=not progress) as bar:
-                right = walk(Probe(m, network.shape, log, recorder, bar))
-                recorder.reached(None)
+                right = all(
+                    part.walk(Probe(part.machine, part.shape, log, recorder, bar)) for part in parts
+                )
+            recorder.reached(None)
         except BaseException as error:
+            kept = not isinstance(error, TraceError)
+            if kept:
+                with suppress(Exception):
+                    recorder.reached(None)
             recorder.close()
-            if not isinstance(error, TraceError):
-                writer.partial(phases, schedule.cycles, meta)
+            if kept:
+                writer.partial(phases, cycles, meta)
             raise
         recorder.close()
         if recorder._failed is not None:
@@ -495,12 +535,44 @@ def _written(
             raise TraceError(
                 path, "probe", "and schedule differ", "report it: this is a fault of the dataflow"
             )
-        return writer.finish_events(phases, schedule.cycles, meta)
+        return writer.finish_events(phases, cycles, meta)
+
+
+def _sequences(run: Sequences, m: Machine, cycle: int, dram: int) -> _Part:
+    x = [np.ascontiguousarray(one, np.float32) for one in run.inputs]
+    lengths = [len(one) for one in x]
+    schedule, found = _planned(m, run.network.shape, lengths, run.initial is not None, cycle, dram)
+
+    def walk(probe: Probe) -> bool:
+        return _walk_sequences(probe, found, schedule, x, run.layers, run.initial)
+
+    most = max((len(item.given) for item in found), default=1)
+    return _Part(m, run.network.shape, schedule, walk, most)
+
+
+def _decoded(run: Decoded, m: Machine, cycle: int, dram: int) -> _Part:
+    x = [np.ascontiguousarray(one, np.float32) for one in run.inputs]
+    found: list[_Pass] = []
+
+    def noting(b: Builder, shape: LayerShape, given: Given, *saved: Any) -> Run:
+        found.append(_Pass("epur", shape, (given,), period=b.repeat[1]))
+        return epur.run_pass(b, shape, given, *saved)
+
+    schedule = decode.schedule(
+        run.network.shape, len(x[0]), m, run.network.host_between, run.initial is not None, cycle,
+        dram, noting,
+    )  # fmt: skip
+
+    def walk(probe: Probe) -> bool:
+        return _walk_decode(probe, found, schedule, x, run)
+
+    return _Part(m, run.network.shape, schedule, walk)
 
 
 def _planned(
-    m: Machine, shape: tuple[tuple[LayerShape, ...], ...], lengths: Sequence[int], given: bool
-) -> tuple[Schedule, list[_Pass]]:
+    m: Machine, shape: tuple[tuple[LayerShape, ...], ...], lengths: Sequence[int], given: bool,
+    cycle: int, dram: int,
+) -> tuple[Schedule, list[_Pass]]:  # fmt: skip
     """The schedule, and each pass with its places."""
     found: list[_Pass] = []
 
@@ -530,10 +602,10 @@ def _planned(
 
     plan = noted(*WALKS[m.accelerator.dataflow])
     if m.accelerator.dataflow == "epur-batch":
-        schedule = batch.schedule(shape, lengths, m, given, 0, 0, plan, batch_pass)
+        schedule = batch.schedule(shape, lengths, m, given, cycle, dram, plan, batch_pass)
     else:
         (steps,) = lengths
-        schedule = sequence(plan, shape, steps, m, given, 0, 0)
+        schedule = sequence(plan, shape, steps, m, given, cycle, dram)
     return schedule, found
 
 
@@ -599,15 +671,16 @@ def _walk_sequences(
 
 
 def _walk_decode(
-    probe: Probe, found: Sequence[_Pass], schedule: Schedule, inputs: Sequence[F32],
-    layers: Sequence[F32], initial: States | None, between: bool,
-) -> bool:  # fmt: skip
+    probe: Probe, found: Sequence[_Pass], schedule: Schedule, inputs: Sequence[F32], run: Decoded
+) -> bool:
     """Walk all layers step by step; returns whether the states then hold the last outputs."""
     m, shapes = probe.machine, [layer[0] for layer in probe.shape]
-    steps, count = len(inputs[0]), len(shapes)
+    steps, count, between = len(inputs[0]), len(shapes), run.network.host_between
+    layers, initial = run.layers, run.initial
+    parents = np.arange(steps) - 1 if run.parents is None else run.parents
     subs = [m.of(p).nh for p in shapes]
     states = [np.zeros(n * m.accelerator.width, np.float32) for n in subs]
-    h = [initial[n][0] if initial else np.zeros(p.cells, np.float32) for n, p in enumerate(shapes)]
+    begun = [initial[n][0] if initial else np.zeros(p.cells, np.float32) for n, p in enumerate(shapes)]
     hosted, sent = (range(count),) * 2 if between else (range(1), range(count - 1, count))
     sizes = [m.bursts(subs[n] * m.sy) * m.burst for n in sent]
     ends = accumulate((steps * size for size in sizes), initial=schedule.dram_end - steps * sum(sizes))
@@ -615,7 +688,11 @@ def _walk_decode(
     operands = [inputs[n] if n in hosted else layers[n - 1] for n in range(count)]
     padded = [probe.padded(x) for x in operands]
     for step in range(steps):
+        parent = int(parents[step])
         for n, shape in enumerate(shapes):
+            h = layers[n][parent] if parent >= 0 else begun[n]
+            if parent != step - 1:
+                states[n][: shape.cells] = h
             item = found[n] if step == 0 else found[n - count]
             (given,) = item.given
             again = max(0, step - 1)
@@ -626,11 +703,10 @@ def _walk_decode(
             now = slice(step, step + 1)
             source = padded[n][step] if n in hosted else states[n - 1]
             values = np.ascontiguousarray(layers[n][now])
-            member = _Member(source, np.ascontiguousarray(operands[n][now]), values, h[n])
+            member = _Member(source, np.ascontiguousarray(operands[n][now]), values, h)
             kept = given.half_address + subs[n] * m.sy
             item = replace(item, given=(given,))
             cycle = probe.run(item, [member], states[n], address, kept=kept)
-            h[n] = values[0]
             if n in places:
                 size = subs[n] * m.sy
                 where = places[n] + step * m.bursts(size) * m.burst

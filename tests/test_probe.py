@@ -98,9 +98,8 @@ def decoded(
     x = [numbers(rng, steps, p.inputs) for p in passes]
     layers = [numbers(rng, steps, p.cells) for p in net.passes]
     initial = states_of(net, rng) if given else None
-    return probe.probe_decode(
-        path, net, x, layers, initial, arithmetic, machine, {"a": 1}, between=between
-    )
+    done = probe.Decoded(replace(net, host_between=between), x, layers, initial)
+    return probe.probe_runs(path, [done], arithmetic, machine, {"a": 1})
 
 
 def agree(events: Trace, schedule: Schedule, wanted: Any) -> None:

@@ -1,7 +1,8 @@
 /* A pass in hardware order through models of its memories: every access is performed and logged where it happens.
  *
- * The models hold values: of x, h and the outputs the numbers themselves, of weights and stored sums which ones they are.
- * What each read of the DPUs delivers is compared with what the arithmetic took; `wrong` counts the differences.
+ * The models hold values: of h and the outputs the numbers themselves, of weights and stored sums which ones they are, of
+ * x in the input buffers of which step it is, once it has left its memory with the right numbers. What each read of the DPUs
+ * delivers is compared with what the arithmetic took; `wrong` counts the differences.
  */
 #ifndef EPUR_PROBE_H
 #define EPUR_PROBE_H
@@ -12,10 +13,15 @@
 #include <string.h>
 
 enum { READ, WRITE };
-/* Places in a component that are accessed in patterns of their own. */
-enum { FETCHED, OF_X, OF_H, BIAS, PEEPHOLE, CELL, OUTPUT_H, PARTIAL, ROLES = PARTIAL + 4 };
+/* Places in a component that are accessed in patterns of their own; of a fetch by gate, or by place within a burst and slot. */
+enum { FETCHED, OF_X = FETCHED + 8, OF_H, BIAS, PEEPHOLE, CELL, OUTPUT_H, PARTIAL = OUTPUT_H + 2, ROLES = PARTIAL + 4 };
+enum { SEQUENCES = 4 }; /* accesses of one cycle that `paced` tells apart */
 enum { INITIAL_ZERO, INITIAL_DRAM, INITIAL_KEPT };
 enum { FROM_DRAM, FROM_MEMORY, FROM_SPILLED };
+
+typedef struct {
+    int64_t count, by, wait; /* turns; address and cycles from one to the next */
+} epur_loop;
 
 /* Accesses of one component in two nested loops, outermost first. */
 typedef struct {
@@ -30,7 +36,8 @@ typedef struct {
 typedef struct {
     epur_row *rows;
     ptrdiff_t size, room;
-    epur_site *sites; /* (components, 2, ROLES) */
+    epur_site *sites; /* (components, 2, lanes) */
+    int64_t lanes;    /* ROLES for each sequence of a pass */
     int64_t accesses;
     int failed;
 } epur_log;
@@ -89,39 +96,66 @@ static epur_row *log_new(epur_log *g, epur_site *s) {
     return &g->rows[g->size++];
 }
 
-/* Accesses that were performed one behind the other at equal distances; neighbours of one kind share a row. */
-static inline void events(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes,
-                          int64_t count, int64_t by, int64_t wait) {
-    epur_site *s = &g->sites[(component * 2 + op) * ROLES + role];
-    const int64_t jump = address - s->address, pause = cycle - s->cycle;
-    g->accesses += count;
-    s->cycle = cycle, s->address = address;
+static int same(epur_loop a, epur_loop b) { return a.count == b.count && a.by == b.by && a.wait == b.wait; }
+
+/* Accesses as they were performed, in two nested loops. Turns of one kind that follow one another share a row, whoever
+ * performed them. `lane` is a role, ROLES further for each sequence. */
+static void accesses(epur_log *g, int64_t component, int op, int64_t lane, int64_t cycle, int64_t address, int64_t bytes,
+                     epur_loop outer, epur_loop inner) {
+    if (inner.count == 1 || (outer.by == inner.count * inner.by && outer.wait == inner.count * inner.wait)) {
+        if (inner.count == 1) inner.by = outer.by, inner.wait = outer.wait;
+        inner.count *= outer.count, outer.count = 1;
+    }
+    if (inner.count == 1) inner.by = inner.wait = 0;
+    if (outer.count == 1) outer.by = outer.wait = 0;
+    if (outer.wait < (inner.count - 1) * inner.wait && outer.count > 1) { /* they overlap: not a row */
+        const epur_loop once = {1, 0, 0};
+        for (int64_t k = 0; k < outer.count; k++)
+            accesses(g, component, op, lane, cycle + k * outer.wait, address + k * outer.by, bytes, once, inner);
+        return;
+    }
+    epur_site *s = &g->sites[(component * 2 + op) * g->lanes + lane];
+    const epur_loop next = {2, address - s->address, cycle - s->cycle};
+    g->accesses += outer.count * inner.count;
+    s->cycle = cycle + (outer.count - 1) * outer.wait, s->address = address + (outer.count - 1) * outer.by;
     if (s->row >= 0) {
         epur_row *r = &g->rows[s->row];
-        if (r->bytes == bytes && r->count[1] == count && (count == 1 || (r->by[1] == by && r->wait[1] == wait))) {
-            if (r->count[0] > 1 ? jump == r->by[0] && pause == r->wait[0] : pause >= (count - 1) * wait) {
-                r->count[0]++, r->by[0] = jump, r->wait[0] = pause;
-                return;
-            }
+        const epur_loop turn = {r->count[1], r->by[1], r->wait[1]}, before = {2, r->by[0], r->wait[0]};
+        const epur_loop own = {2, outer.by, outer.wait};
+        if (r->bytes == bytes && same(turn, inner) && next.wait >= (inner.count - 1) * inner.wait &&
+            (r->count[0] == 1 || same(before, next)) && (outer.count == 1 || same(own, next))) {
+            r->count[0] += outer.count, r->by[0] = next.by, r->wait[0] = next.wait;
+            return;
         }
     }
-    if (count == 1) by = wait = 0;
     epur_row *made = log_new(g, s);
-    if (!g->failed) *made = (epur_row){component, cycle, address, bytes, op, {1, count}, {0, by}, {0, wait}};
+    if (g->failed) return;
+    *made = (epur_row){component, cycle, address, bytes, op, {outer.count, inner.count}, {outer.by, inner.by},
+                       {outer.wait, inner.wait}};
 }
 
-/* One access, as it happens. */
-static inline void event(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t bytes) {
-    events(g, component, op, role, cycle, address, bytes, 1, 0, 0);
+/* The same in one loop. */
+static inline void events(epur_log *g, int64_t component, int op, int64_t lane, int64_t cycle, int64_t address,
+                          int64_t bytes, int64_t count, int64_t by, int64_t wait) {
+    accesses(g, component, op, lane, cycle, address, bytes, (epur_loop){1, 0, 0}, (epur_loop){count, by, wait});
 }
 
-/* Accesses k < count at cycle + floor(k size / pace) every, those of one cycle together. */
-static void paced(epur_log *g, int64_t component, int op, int role, int64_t cycle, int64_t address, int64_t size,
-                  int64_t count, int64_t pace, int64_t every) {
-    for (int64_t k = 0, many; k < count; k += many) {
-        const int64_t turn = k * size / pace;
-        for (many = 1; k + many < count && (k + many) * size / pace == turn;) many++;
-        events(g, component, op, role, cycle + turn * every, address + k * size, size, many, size, 0);
+/* Accesses k < count at cycle + floor(k size / pace) every. `apart`: how many lanes there are for those of one cycle. */
+static void paced(epur_log *g, int64_t component, int op, int64_t lane, int64_t cycle, int64_t address, int64_t size,
+                  int64_t count, int64_t pace, int64_t every, int64_t apart) {
+    const int64_t together = pace / size;
+    if (size % pace == 0) {
+        events(g, component, op, lane, cycle, address, size, count, size, size / pace * every);
+    } else if (pace % size == 0 && together <= apart) {
+        for (int64_t j = 0; j < together && j < count; j++)
+            events(g, component, op, lane + 2 * j, cycle, address + j * size, size, (count - j + together - 1) / together,
+                   pace, every);
+    } else {
+        for (int64_t k = 0, many; k < count; k += many) {
+            const int64_t turn = k * size / pace;
+            for (many = 1; k + many < count && (k + many) * size / pace == turn;) many++;
+            events(g, component, op, lane, cycle + turn * every, address + k * size, size, many, size, 0);
+        }
     }
 }
 
@@ -134,12 +168,14 @@ static int64_t row_bursts(const epur_probe *p, int64_t subs) {
     return sum;
 }
 
-/* From DRAM to a buffer in sub-vectors; returns the bursts. */
+/* From DRAM to a buffer in sub-vectors; `turn` tells fetches that take turns apart. Returns the bursts. */
 static int64_t fetch(epur_probe *p, int64_t cycle, int64_t source, int64_t total, const int64_t *targets, int count,
-                     int role, int64_t address, int64_t size) {
+                     int role, int64_t address, int64_t size, int turn) {
     const int64_t bursts = bursts_of(p, total);
-    events(p->log, p->dram, READ, FETCHED, cycle, source, p->burst, bursts, p->burst, 1);
-    for (int k = 0; k < count; k++) paced(p->log, targets[k], WRITE, role, cycle, address, size, total / size, p->burst, 1);
+    events(p->log, p->dram, READ, FETCHED + turn, cycle, source, p->burst, bursts, p->burst, 1);
+    for (int k = 0; k < count; k++)
+        paced(p->log, targets[k], WRITE, role, cycle, address, size, total / size, p->burst, 1,
+              role == FETCHED || role == FETCHED + 1 ? SEQUENCES : 1);
     return bursts;
 }
 
@@ -150,6 +186,12 @@ static inline int64_t time_of(const epur_probe *p, const epur_member *m, int64_t
 /* The mark of step t in order of evaluation; the initial state is of step -1. */
 static inline uint8_t mark(int64_t t) { return (uint8_t)(1 + (t + 1) % 255); }
 
+static inline int marked(const uint8_t *marks, int64_t count, uint8_t expected) {
+    uint8_t wrong = 0;
+    for (int64_t e = 0; e < count; e++) wrong |= marks[e] ^ expected;
+    return wrong == 0;
+}
+
 static int holds_cell(const epur_probe *p, int gate) { return gate == 2 || (p->peepholes && gate < 2); }
 
 /* Biases and peepholes; returns the bursts. */
@@ -159,17 +201,26 @@ static int64_t probe_parameters(epur_probe *p, int64_t begin) {
         for (int q = 0; q < 4; q++) {
             if (part && q == 2) continue;
             const int64_t size = p->nh * p->sb[q], address = p->capacity + p->bank[q] + part * size;
-            moved += fetch(p, begin + moved, p->params + moved * p->burst, size, &p->weights[q], 1, FETCHED, address, p->sb[q]);
+            moved += fetch(p, begin + moved, p->params + moved * p->burst, size, &p->weights[q], 1, FETCHED, address,
+                           p->sb[q], q);
         }
     return moved;
 }
 
+/* Whether a memory of `size` numbers has `count` of them from `from` on; a plan may lead beyond it. */
+static inline int within(int64_t size, int64_t from, int64_t count) { return from >= 0 && from <= size - count; }
+
 /* `count` numbers from `from` on come out of a memory of so many; none where a plan leads beyond it. */
 static void taken(epur_probe *p, float *to, const float *memory, int64_t size, int64_t from, int64_t count) {
-    if (from < 0 || from > size - count)
-        p->wrong++;
-    else
+    if (within(size, from, count))
         memcpy(to, memory + from, (size_t)count * sizeof *to);
+    else
+        p->wrong++;
+}
+
+/* Whether these are the numbers that the arithmetic took. */
+static inline void compare(epur_probe *p, const float *found, const float *wanted, int64_t count) {
+    p->wrong += memcmp(found, wanted, (size_t)count * sizeof *wanted) != 0;
 }
 
 /* The initial state of a sequence, behind `bursts` on the channel; h goes to `h_at`, c to `c_at`. */
@@ -188,40 +239,47 @@ static void probe_state(epur_probe *p, int64_t member, int64_t begin, int64_t bu
         memcpy(m->buffer + h_at / p->xe, m->initial, (size_t)numbers * sizeof *m->initial);
     memset(m->stamps + h_at / p->xe, mark(-1), (size_t)(p->nh * p->width));
     h_at += member * p->region, c_at += member * p->region;
+    const int64_t lane = member * ROLES;
     if (p->initial == INITIAL_DRAM) {
         const int64_t size = p->nh * p->sx;
-        bursts += fetch(p, begin + bursts, m->state, size, p->inputs_of, 4, OF_H, h_at, p->sx);
-        fetch(p, begin + bursts, m->state + bursts_of(p, size) * p->burst, p->nh * p->sc, holders, count, CELL, c_at, p->sc);
+        bursts += fetch(p, begin + bursts, m->state, size, p->inputs_of, 4, OF_H, h_at, p->sx, 0);
+        fetch(p, begin + bursts, m->state + bursts_of(p, size) * p->burst, p->nh * p->sc, holders, count, CELL, c_at, p->sc, 0);
         return;
     }
-    if (kept) events(g, p->mid, READ, OF_H, begin, m->state, p->sy, p->nh, p->sy, 1);
-    for (int q = 0; q < 4; q++) events(g, p->inputs_of[q], WRITE, OF_H, begin, h_at, p->sx, p->nh, p->sx, 1);
-    if (kept) begin += p->nh, events(g, p->mid, READ, CELL, begin, m->state + p->nh * p->sy, p->sc, p->nh, p->sc, 1);
-    for (int k = 0; k < count; k++) events(g, holders[k], WRITE, CELL, begin, c_at, p->sc, p->nh, p->sc, 1);
+    if (kept) events(g, p->mid, READ, lane + OF_H, begin, m->state, p->sy, p->nh, p->sy, 1);
+    for (int q = 0; q < 4; q++) events(g, p->inputs_of[q], WRITE, lane + OF_H, begin, h_at, p->sx, p->nh, p->sx, 1);
+    if (kept) begin += p->nh, events(g, p->mid, READ, lane + CELL, begin, m->state + p->nh * p->sy, p->sc, p->nh, p->sc, 1);
+    for (int k = 0; k < count; k++) events(g, holders[k], WRITE, lane + CELL, begin, c_at, p->sc, p->nh, p->sc, 1);
 }
 
-/* The MUs' accesses for neuron k but for h's way to the input buffers; returns the cycle in which h is written. */
-static int64_t multifunction(epur_probe *p, int64_t k, int64_t done, int64_t c_at, int64_t y_at, float h) {
+/* The MUs' accesses for `count` neurons from k on, their sums there at `done` and every `every` cycles, but for h's way to
+ * the input buffers; returns the cycle in which the first h is written. */
+static int64_t multifunction(epur_probe *p, int64_t member, int64_t k, int64_t count, int64_t done, int64_t every,
+                             int64_t c_at, int64_t y_at, const float *h, int turn) {
     epur_log *g = p->log;
-    const int64_t arrival = done + p->tc + p->link, out = done + p->z, c = c_at + k * p->ce;
+    const int64_t arrival = done + p->tc + p->link, out = done + p->z, c = c_at + k * p->ce, y = y_at + k * p->ye;
+    const int64_t lane = member * ROLES;
     for (int q = 0; q < 4; q++) {
-        const int64_t bias = p->capacity + p->bank[q] + k * p->be[q], peephole = bias + p->nh * p->sb[q];
+        const int64_t be = p->be[q], bias = p->capacity + p->bank[q] + k * be, peephole = bias + p->nh * p->sb[q];
         if (p->peepholes && q < 2) {
-            event(g, p->weights[q], READ, PEEPHOLE, done, peephole, p->be[q]);
-            event(g, p->inputs_of[q], READ, CELL, done, c, p->ce);
+            events(g, p->weights[q], READ, lane + PEEPHOLE, done, peephole, be, count, be, every);
+            events(g, p->inputs_of[q], READ, lane + CELL, done, c, p->ce, count, p->ce, every);
         }
-        event(g, p->weights[q], READ, BIAS, done + (q < 2 ? p->p : 0), bias, p->be[q]);
-        if (p->peepholes && q == 3) event(g, p->weights[q], READ, PEEPHOLE, arrival, peephole, p->be[q]);
-        if (q == 2) event(g, p->inputs_of[q], READ, CELL, done + p->tm + 1, c, p->ce);
-        if (holds_cell(p, q)) event(g, p->inputs_of[q], WRITE, CELL, q == 2 ? done + p->tc : arrival, c, p->ce);
+        events(g, p->weights[q], READ, lane + BIAS, done + (q < 2 ? p->p : 0), bias, be, count, be, every);
+        if (p->peepholes && q == 3)
+            events(g, p->weights[q], READ, lane + PEEPHOLE, arrival, peephole, be, count, be, every);
+        if (q == 2) events(g, p->inputs_of[q], READ, lane + CELL, done + p->tm + 1, c, p->ce, count, p->ce, every);
+        if (holds_cell(p, q))
+            events(g, p->inputs_of[q], WRITE, lane + CELL, q == 2 ? done + p->tc : arrival, c, p->ce, count, p->ce, every);
     }
-    if (p->kept >= 0) event(g, p->mid, WRITE, CELL, arrival, p->kept + k * p->ce, p->ce);
-    event(g, p->mid, WRITE, OUTPUT_H, out, y_at, p->ye);
-    const int64_t place = (y_at - p->y_base) / p->ye;
-    if (place < 0 || place >= p->out_size)
-        p->wrong++;
+    if (p->kept >= 0)
+        events(g, p->mid, WRITE, lane + CELL, arrival, p->kept + k * p->ce, p->ce, count, p->ce, every);
+    events(g, p->mid, WRITE, lane + OUTPUT_H + turn, out, y, p->ye, count, p->ye, every);
+    const int64_t place = (y - p->y_base) / p->ye;
+    if (within(p->out_size, place, count))
+        memcpy(p->out + place, h, (size_t)count * sizeof *h);
     else
-        p->out[place] = h;
+        p->wrong++;
     return out;
 }
 
@@ -237,12 +295,15 @@ static inline void check(epur_probe *p, const uint32_t *held, int64_t tag, int64
     p->wrong += wrong != 0;
 }
 
-/* One gate's row k of `subs` sub-vectors of weights, which lies in slot `lies`, is read, a sub-vector every `wait`. */
-static inline void read_weights(epur_probe *p, int q, int64_t tag, int64_t k, int64_t lies, int64_t subs, int64_t cycle,
-                                int64_t wait) {
-    const int64_t size = p->sw[q], address = p->matrix[q] + lies * subs * size;
-    events(p->log, p->weights[q], READ, OF_X, cycle, address, size, subs, size, wait);
-    check(p, p->held[q] + address / p->width, tag, k, subs * size / p->width);
+/* Rows of one gate's weights, `count` from row k on which lie from slot `lies` on, are read: `subs` sub-vectors of each, one
+ * every `wait` cycles, a row every `every`. */
+static void read_weights(epur_probe *p, int q, int64_t lane, int64_t tag, int64_t k, int64_t lies, int64_t count,
+                         int64_t subs, int64_t cycle, int64_t every, int64_t wait) {
+    const int64_t size = p->sw[q], row = subs * size, address = p->matrix[q] + lies * row;
+    for (int64_t j = 0; j < count; j++)
+        check(p, p->held[q] + (address + j * row) / p->width, tag, k + j, row / p->width);
+    accesses(p->log, p->weights[q], READ, lane, cycle, address, size, (epur_loop){count, row, every},
+             (epur_loop){subs, size, wait});
 }
 
 /* Row k of a matrix comes from DRAM to slot `lies`, gate by gate; returns the bursts. */
@@ -251,97 +312,110 @@ static int64_t fetch_row(epur_probe *p, int64_t cycle, int64_t source, int64_t t
     for (int q = 0; q < 4; q++) {
         const int64_t size = subs * p->sw[q], address = p->matrix[q] + lies * size;
         put(p->held[q] + address / p->width, tag, k, size / p->width);
-        moved += fetch(p, cycle + moved, source + moved * p->burst, size, &p->weights[q], 1, FETCHED, address, p->sw[q]);
+        moved += fetch(p, cycle + moved, source + moved * p->burst, size, &p->weights[q], 1, FETCHED, address, p->sw[q], q);
     }
     return moved;
 }
 
-/* An operand's sub-vectors at `from` (of a sequence's part of the buffers) are read by all CUs. */
-static inline void read_operand(epur_probe *p, int64_t member, int64_t cycle, int64_t from, int64_t subs, int64_t wait,
-                                int role, int64_t elements, uint8_t expected) {
-    const epur_member *m = &p->members[member];
-    const uint8_t *stamps = m->stamps + from / p->xe;
-    uint8_t wrong = 0;
+/* An operand's sub-vectors at `from` (of a sequence's part of the buffers) are read by all CUs, `times` times. */
+static void log_operand(epur_probe *p, int64_t member, int role, int64_t cycle, int64_t from, int64_t times, int64_t every,
+                        int64_t subs, int64_t wait) {
     for (int q = 0; q < 4; q++)
-        events(p->log, p->inputs_of[q], READ, role, cycle, member * p->region + from, p->sx, subs, p->sx, wait);
-    for (int64_t e = 0; e < elements; e++) wrong |= stamps[e] ^ expected;
-    p->wrong += wrong != 0;
+        accesses(p->log, p->inputs_of[q], READ, member * ROLES + role, cycle, member * p->region + from, p->sx,
+                 (epur_loop){times, 0, every}, (epur_loop){subs, p->sx, wait});
 }
 
-/* Whether the buffer holds the numbers that the arithmetic took. */
-static void compare(epur_probe *p, const epur_member *m, int64_t from, const float *wanted, int64_t count) {
-    p->wrong += memcmp(m->buffer + from / p->xe, wanted, (size_t)count * sizeof *wanted) != 0;
+/* What one such read finds. */
+static inline void read_operand(epur_probe *p, const epur_member *m, int64_t from, int64_t elements, uint8_t expected) {
+    p->wrong += !marked(m->stamps + from / p->xe, elements, expected);
 }
 
-/* x of a true time step leaves where it lies and comes to the input buffers, a sub-vector every `wait` cycles. */
-static void bring_x(epur_probe *p, int64_t member, int64_t t, int64_t true_t, int64_t cycle, int64_t wait) {
+/* x of a true time step leaves a memory, and the buffers have it. */
+static void receive_x(epur_probe *p, epur_member *m, const float *memory, int64_t size, int64_t from, int64_t t) {
+    const int64_t numbers = p->nx * p->width;
+    if (within(size, from, numbers))
+        compare(p, memory + from, m->operands + time_of(p, m, t) * p->inputs, p->inputs);
+    else
+        p->wrong++;
+    memset(m->stamps, mark(t), (size_t)numbers);
+}
+
+/* x of step t comes to the input buffers, a sub-vector every `wait` cycles. */
+static void bring_x(epur_probe *p, int64_t member, int64_t t, int64_t cycle, int64_t wait) {
     epur_member *m = &p->members[member];
     epur_log *g = p->log;
-    const int64_t address = m->x + true_t * p->x_pitch;
+    const int64_t lane = member * ROLES, true_t = time_of(p, m, t), address = m->x + true_t * p->x_pitch;
+    const int64_t numbers = p->nx * p->width;
     if (p->x_from == FROM_MEMORY) {
-        events(g, p->mid, READ, OF_X, cycle, address, p->x_sub, p->nx, p->x_sub, wait);
-        taken(p, m->buffer, m->source, m->source_size, (address - p->x_base) / (p->x_sub / p->width), p->nx * p->width);
+        events(g, p->mid, READ, lane + OF_X, cycle, address, p->x_sub, p->nx, p->x_sub, wait);
+        receive_x(p, m, m->source, m->source_size, (address - p->x_base) / (p->x_sub / p->width), t);
     } else if (p->x_from == FROM_DRAM) {
-        paced(g, p->dram, READ, OF_X, cycle, address, p->burst, bursts_of(p, p->nx * p->sx), p->sx, wait);
-        const float *from = m->source + true_t * p->nx * p->width;
-        memcpy(m->buffer, from, (size_t)(p->nx * p->width) * sizeof *from);
+        paced(g, p->dram, READ, lane + OF_X, cycle, address, p->burst, bursts_of(p, p->nx * p->sx), p->sx, wait, 1);
+        receive_x(p, m, m->source, m->source_size, true_t * numbers, t);
     } else {
         const float *rows = m->source;
         int64_t before = 0, at = 0;
         for (int64_t k = 0; k < p->parts; k++) {
             const int64_t *part = p->part + 3 * k, size = part[2] * p->sy, bursts = bursts_of(p, size);
             const int64_t row = part[0] + true_t * bursts * p->burst;
-            paced(g, p->dram, READ, OF_X, cycle + before * wait, row, p->burst, bursts, p->sy, wait);
+            paced(g, p->dram, READ, lane + OF_X, cycle + before * wait, row, p->burst, bursts, p->sy, wait, 1);
             memcpy(m->buffer + at, rows + true_t * part[2] * p->width, (size_t)part[1] * sizeof *rows);
             rows += m->steps * part[2] * p->width, before += part[2], at += part[1];
         }
+        receive_x(p, m, m->buffer, numbers, 0, t);
     }
-    memset(m->stamps, mark(t), (size_t)(p->nx * p->width));
     for (int q = 0; q < 4; q++)
-        events(g, p->inputs_of[q], WRITE, OF_X, cycle, member * p->region, p->sx, p->nx, p->sx, wait);
+        events(g, p->inputs_of[q], WRITE, lane + OF_X, cycle, member * p->region, p->sx, p->nx, p->sx, wait);
 }
 
-/* Step t of a pass in E-PUR's order, for the first `left` sequences; begun at `start`, neurons `pace` cycles apart, the
- * load of step 0 at `loaded`. Returns the last cycle in which an h is written.
+/* Steps of a pass in E-PUR's order, `count` from t on for the first `left` sequences; the first is begun at `start`, the others
+ * `step` cycles apart, neurons `pace`, and the load of step 0 at `loaded`. Returns the last cycle in which an h is written.
  *
- * Within the step, what does not depend on one another is walked kind by kind. */
-static int64_t probe_epur(epur_probe *p, int64_t t, int64_t left, int64_t start, int64_t pace, int64_t loaded) {
+ * Within a step, what does not depend on one another is walked kind by kind. */
+static int64_t probe_epur(epur_probe *p, int64_t t, int64_t count, int64_t left, int64_t start, int64_t step, int64_t pace,
+                          int64_t loaded) {
     const int64_t n = p->nx + p->nh, h_at = p->nx * p->sx, swing = p->nh * p->sx;
-    const int64_t slot = h_at + t % 2 * swing, other = h_at + (t + 1) % 2 * swing;
-    const int64_t of_neuron = row_bursts(p, n) * p->burst;
+    const int64_t of_neuron = row_bursts(p, n) * p->burst, of_row = p->nh * p->sy, cells = p->cells;
     int64_t last = 0;
     if (t == 0 && p->load)
-        for (int64_t k = 0; k < p->cells; k++) fetch_row(p, loaded + k * pace, p->rows + k * of_neuron, p->tag, k, k, n);
-    for (int64_t first = 0; first < left; first += p->share) {
-        const int64_t together = left - first < p->share ? left - first : p->share;
-        for (int q = 0; q < 4; q++)
-            for (int64_t k = 0; k < p->cells; k++) read_weights(p, q, p->tag, k, k, n, start + first * n + k * pace, together);
-    }
-    for (int64_t member = 0; member < left; member++) {
-        epur_member *m = &p->members[member];
-        const int64_t group = member / p->share * p->share, true_t = time_of(p, m, t);
-        const int64_t wait = left - group < p->share ? left - group : p->share;
-        const int64_t begin = start + group * n + member - group, base = member * p->region;
-        const float *h = t ? m->values + time_of(p, m, t - 1) * p->cells : m->initial;
-        bring_x(p, member, t, true_t, begin, wait);
-        compare(p, m, 0, m->operands + true_t * p->inputs, p->inputs);
-        compare(p, m, slot, h, p->cells);
-        for (int64_t k = 0; k < p->cells; k++) {
-            const int64_t a = begin + k * pace, y_at = m->y + (m->spilled ? t % 2 * p->nh * p->sy : true_t * p->y_pitch);
-            const float value = m->values[true_t * p->cells + k];
-            read_operand(p, member, a, 0, p->nx, wait, OF_X, p->inputs, mark(t));
-            read_operand(p, member, a + p->nx * wait, slot, p->nh, wait, OF_H, p->cells, mark(t - 1));
-            const int64_t done = a + (n - 1) * wait + p->dpu;
-            const int64_t written = multifunction(p, k, done, base + h_at + 2 * swing, y_at + k * p->ye, value);
-            for (int q = 0; q < 4; q++) event(p->log, p->inputs_of[q], WRITE, OUTPUT_H, written, base + other + k * p->xe, p->xe);
-            m->buffer[other / p->xe + k] = value, m->stamps[other / p->xe + k] = mark(t);
-            if (written > last) last = written;
+        for (int64_t k = 0; k < cells; k++) fetch_row(p, loaded + k * pace, p->rows + k * of_neuron, p->tag, k, k, n);
+    for (const int64_t end = t + count; t < end; t++, start += step) {
+        const int turn = t % 2;
+        const int64_t slot = h_at + turn * swing, other = h_at + !turn * swing;
+        for (int64_t first = 0; first < left; first += p->share) {
+            const int64_t together = left - first < p->share ? left - first : p->share;
+            for (int q = 0; q < 4; q++)
+                read_weights(p, q, first * ROLES + OF_X, p->tag, 0, 0, cells, n, start + first * n, pace, together);
         }
-        if (!m->spilled) continue;
-        const int64_t from = m->y + t % 2 * p->nh * p->sy, size = p->nh * p->sy, bursts = bursts_of(p, size);
-        taken(p, m->spilled + true_t * p->nh * p->width, p->out, p->out_size, (from - p->y_base) / p->ye, p->cells);
-        paced(p->log, p->mid, READ, FETCHED, last + 1, from, p->sy, p->nh, p->burst, 1);
-        events(p->log, p->dram, WRITE, FETCHED, last + 1, m->spill + true_t * bursts * p->burst, p->burst, bursts, p->burst, 1);
+        for (int64_t member = 0; member < left; member++) {
+            epur_member *m = &p->members[member];
+            const int64_t group = member / p->share * p->share, true_t = time_of(p, m, t);
+            const int64_t wait = left - group < p->share ? left - group : p->share;
+            const int64_t begin = start + group * n + member - group, base = member * p->region;
+            const float *h = t ? m->values + time_of(p, m, t - 1) * cells : m->initial, *made = m->values + true_t * cells;
+            bring_x(p, member, t, begin, wait);
+            compare(p, m->buffer + slot / p->xe, h, cells);
+            for (int64_t k = 0; k < cells; k++) {
+                read_operand(p, m, 0, p->inputs, mark(t));
+                read_operand(p, m, slot, cells, mark(t - 1));
+                m->buffer[other / p->xe + k] = made[k], m->stamps[other / p->xe + k] = mark(t);
+            }
+            log_operand(p, member, OF_X, begin, 0, cells, pace, p->nx, wait);
+            log_operand(p, member, OF_H, begin + p->nx * wait, slot, cells, pace, p->nh, wait);
+            const int64_t done = begin + (n - 1) * wait + p->dpu, row = m->spilled ? turn * of_row : true_t * p->y_pitch;
+            const int64_t written = multifunction(p, member, 0, cells, done, pace, base + h_at + 2 * swing, m->y + row, made,
+                                                  m->spilled ? turn : 0);
+            for (int q = 0; q < 4; q++)
+                events(p->log, p->inputs_of[q], WRITE, member * ROLES + OUTPUT_H + turn, written, base + other, p->xe, cells,
+                       p->xe, pace);
+            if (written + (cells - 1) * pace > last) last = written + (cells - 1) * pace;
+            if (!m->spilled) continue;
+            const int64_t bursts = bursts_of(p, of_row);
+            taken(p, m->spilled + true_t * p->nh * p->width, p->out, p->out_size, (m->y + row - p->y_base) / p->ye, cells);
+            paced(p->log, p->mid, READ, FETCHED + turn, last + 1, m->y + row, p->sy, p->nh, p->burst, 1, SEQUENCES);
+            events(p->log, p->dram, WRITE, FETCHED, last + 1, m->spill + true_t * bursts * p->burst, p->burst, bursts,
+                   p->burst, 1);
+        }
     }
     return last;
 }
@@ -352,50 +426,58 @@ static void probe_prefetch(epur_probe *p, int64_t begin, int64_t pace) {
     for (int64_t k = 0; k < p->cells; k++) fetch_row(p, begin + k * pace, p->rows + k * of_neuron, p->tag, k, k, n);
 }
 
-/* A neuron's forward sums go to the intermediate memory, or come back. */
-static void sums(epur_probe *p, int op, int64_t t, int64_t k, int64_t cycle) {
-    const int64_t row = (time_of(p, p->members, t) - p->low) * p->cells + k;
-    int64_t address = p->partials + row * (p->pe[0] + p->pe[1] + p->pe[2] + p->pe[3]);
+/* Place of the forward sums of step t and neuron k. */
+static inline int64_t sums_at(const epur_probe *p, int64_t t, int64_t k) {
+    return (time_of(p, p->members, t) - p->low) * p->cells + k;
+}
+
+/* Forward sums go to the intermediate memory, or come back: of one neuron at a time, `count` times. */
+static void log_sums(epur_probe *p, int op, int64_t row, int64_t cycle, int64_t count, int64_t rows, int64_t every) {
+    const int64_t size = p->pe[0] + p->pe[1] + p->pe[2] + p->pe[3];
+    int64_t address = p->partials + row * size;
     for (int q = 0; q < 4; q++) {
-        event(p->log, p->mid, op, PARTIAL + q, cycle, address, p->pe[q]);
-        if (op == WRITE)
-            p->stored[row * 4 + q] = mark(t);
-        else
-            p->wrong += p->stored[row * 4 + q] != mark(t);
+        events(p->log, p->mid, op, PARTIAL + q, cycle, address, p->pe[q], count, rows * size, every);
         address += p->pe[q];
     }
 }
 
-/* x of step t comes from the intermediate memory. */
-static void stored_x(epur_probe *p, int64_t t, int64_t cycle) {
+/* MWL: forward products of `count` neurons from k on over a stretch, the first's rows fetched at `loaded`. */
+static void probe_forward(epur_probe *p, int64_t k, int64_t count, int64_t loaded) {
     epur_member *m = p->members;
-    const int64_t true_t = time_of(p, m, t);
-    bring_x(p, 0, t, true_t, cycle, 1);
-    compare(p, m, 0, m->operands + true_t * p->inputs, p->inputs);
-}
-
-/* MWL: neuron k's forward products over a stretch, its rows fetched at `loaded`. */
-static void probe_forward(epur_probe *p, int64_t k, int64_t loaded) {
     const int64_t of_x = row_bursts(p, p->nx), of_h = row_bursts(p, p->nh), tag = p->tag_x;
-    int64_t moved = 0;
-    for (int q = 0; q < 4; q++) {
-        const int64_t size = p->nx * p->sw[q], address = k % 2 * size;
-        put(p->row[q] + address / p->width, tag, k, size / p->width);
-        moved += fetch(p, loaded + moved, p->rows + (k * of_x + moved) * p->burst, size, &p->row_of[q], 1, FETCHED, address,
-                       p->sw[q]);
-    }
-    if (p->begun == 0 && k < p->stay)
-        fetch_row(p, loaded + of_x, p->rows + (p->cells * of_x + k * of_h) * p->burst, p->tag, k, k, p->nh);
-    for (int64_t t = p->begun; t < p->begun + p->span; t++) {
-        const int64_t first = loaded + p->pace + (t - p->begun) * p->nx;
-        stored_x(p, t, first);
+    const int64_t back = p->reverse ? -1 : 1;
+    for (const int64_t end = k + count; k < end; k++, loaded += p->pace) {
+        const int64_t first = loaded + p->pace;
+        const int slot = k % 2;
+        int64_t moved = 0;
         for (int q = 0; q < 4; q++) {
-            const int64_t size = p->nx * p->sw[q], address = k % 2 * size;
-            events(p->log, p->row_of[q], READ, OF_X, first, address, p->sw[q], p->nx, p->sw[q], 1);
-            check(p, p->row[q] + address / p->width, tag, k, size / p->width);
+            const int64_t size = p->nx * p->sw[q], address = slot * size;
+            put(p->row[q] + address / p->width, tag, k, size / p->width);
+            moved += fetch(p, loaded + moved, p->rows + (k * of_x + moved) * p->burst, size, &p->row_of[q], 1,
+                           FETCHED + slot, address, p->sw[q], 4 + q);
         }
-        read_operand(p, 0, first, 0, p->nx, 1, OF_X, p->inputs, mark(t));
-        sums(p, WRITE, t, k, first + p->nx - 1 + p->dpu + p->quantise);
+        if (p->begun == 0 && k < p->stay)
+            fetch_row(p, loaded + of_x, p->rows + (p->cells * of_x + k * of_h) * p->burst, p->tag, k, k, p->nh);
+        for (int64_t t = p->begun; t < p->begun + p->span; t++) {
+            receive_x(p, m, m->source, m->source_size,
+                      (m->x + time_of(p, m, t) * p->x_pitch - p->x_base) / (p->x_sub / p->width), t);
+            for (int q = 0; q < 4; q++) {
+                const int64_t units = p->nx * p->sw[q] / p->width;
+                check(p, p->row[q] + slot * units, tag, k, units);
+            }
+            read_operand(p, m, 0, p->inputs, mark(t));
+            memset(p->stored + sums_at(p, t, k) * 4, mark(t), 4);
+        }
+        const epur_loop steps = {p->span, 0, p->nx}, subs = {p->nx, p->sx, 1}, rows = {p->span, back * p->x_pitch, p->nx};
+        const int64_t x = m->x + time_of(p, m, p->begun) * p->x_pitch;
+        accesses(p->log, p->mid, READ, OF_X, first, x, p->x_sub, rows, (epur_loop){p->nx, p->x_sub, 1});
+        for (int q = 0; q < 4; q++) {
+            accesses(p->log, p->inputs_of[q], WRITE, OF_X, first, 0, p->sx, steps, subs);
+            accesses(p->log, p->row_of[q], READ, OF_X, first, slot * p->nx * p->sw[q], p->sw[q], steps,
+                     (epur_loop){p->nx, p->sw[q], 1});
+        }
+        log_operand(p, 0, OF_X, first, 0, p->span, p->nx, p->nx, 1);
+        log_sums(p, WRITE, sums_at(p, p->begun, k), first + p->nx - 1 + p->dpu + p->quantise, p->span, back * p->cells, p->nx);
     }
 }
 
@@ -405,42 +487,59 @@ static int64_t probe_tile(epur_probe *p, int64_t k, int64_t count, int64_t cycle
     int64_t first = cycle + p->pace;
     for (int64_t t = p->begun; t < p->begun + p->span; t++) {
         const int64_t wait = t == p->begun ? p->pace : p->nx;
-        stored_x(p, t, first);
-        for (int64_t j = 0; j < count; j++, first += wait) {
-            if (t == p->begun) fetch_row(p, first - p->pace, p->rows + (k + j) * of_x, tag, k + j, j, p->nx);
-            for (int q = 0; q < 4; q++) read_weights(p, q, tag, k + j, j, p->nx, first, 1);
-            read_operand(p, 0, first, 0, p->nx, 1, OF_X, p->inputs, mark(t));
-            sums(p, WRITE, t, k + j, first + p->nx - 1 + p->dpu);
-        }
-        first += p->nx - wait;
+        bring_x(p, 0, t, first, 1);
+        if (t == p->begun)
+            for (int64_t j = 0; j < count; j++)
+                fetch_row(p, cycle + j * p->pace, p->rows + (k + j) * of_x, tag, k + j, j, p->nx);
+        for (int q = 0; q < 4; q++) read_weights(p, q, OF_X, tag, k, 0, count, p->nx, first, wait, 1);
+        for (int64_t j = 0; j < count; j++) read_operand(p, p->members, 0, p->inputs, mark(t));
+        log_operand(p, 0, OF_X, first, 0, count, wait, p->nx, 1);
+        memset(p->stored + sums_at(p, t, k) * 4, mark(t), (size_t)count * 4);
+        log_sums(p, WRITE, sums_at(p, t, k), first + p->nx - 1 + p->dpu, count, 1, wait);
+        first += (count - 1) * wait + p->nx;
     }
     return first;
 }
 
-/* MWL and tiles: recurrent step t, begun at `start` with `here` rows of W_h in the buffers, the others `pace` cycles
- * apart; sums come back with the DPU's result, or (`early`) before. Returns the cycle of the last h. */
-static int64_t probe_recurrent(epur_probe *p, int64_t t, int64_t start, int64_t here, int64_t pace, int early) {
+/* Neurons of a recurrent step whose rows are there when it begins, or come one by one; see below. */
+static int64_t recurrent_part(epur_probe *p, int64_t t, int64_t k, int64_t count, int64_t lies, int64_t cycle, int64_t every,
+                              int early) {
     epur_member *m = p->members;
-    const int64_t true_t = time_of(p, m, t), of_x = row_bursts(p, p->nx), of_h = row_bursts(p, p->nh);
-    const float *h = t ? m->values + time_of(p, m, t - 1) * p->cells : m->initial;
+    const int64_t true_t = time_of(p, m, t), done = cycle + p->nh - 1 + p->dpu, row = sums_at(p, t, k);
+    for (int q = 0; q < 4; q++) read_weights(p, q, OF_H, p->tag, k, lies, count, p->nh, cycle, every, 1);
+    for (int64_t j = 0; j < count; j++) read_operand(p, m, 0, p->cells, mark(t - 1));
+    log_operand(p, 0, OF_H, cycle, 0, count, every, p->nh, 1);
+    p->wrong += !marked(p->stored + row * 4, count * 4, mark(t));
+    log_sums(p, READ, row, early ? cycle : done, count, 1, every);
+    return multifunction(p, 0, k, count, done + p->lookup + p->add, every, p->cell_at, m->y + true_t * p->y_pitch,
+                         m->values + true_t * p->cells + k, 0) + (count - 1) * every;
+}
+
+/* MWL and tiles: `count` recurrent steps from t on, the first begun at `start`, the others `step` cycles apart, with `here`
+ * rows of W_h in the buffers, the others `pace` cycles apart; sums come back with the DPU's result, or (`early`) before.
+ * Returns the cycle of the last h. */
+static int64_t probe_recurrent(epur_probe *p, int64_t t, int64_t count, int64_t start, int64_t step, int64_t here,
+                               int64_t pace, int early) {
+    epur_member *m = p->members;
+    const int64_t of_x = row_bursts(p, p->nx), of_h = row_bursts(p, p->nh);
     int64_t last = 0;
-    if (t) {
-        const int64_t address = m->y + time_of(p, m, t - 1) * p->y_pitch;
-        events(p->log, p->mid, READ, OF_H, start, address, p->sy, p->nh, p->sy, 1);
-        taken(p, m->buffer, p->out, p->out_size, (address - p->y_base) / p->ye, p->nh * p->width);
-        memset(m->stamps, mark(t - 1), (size_t)(p->nh * p->width));
-        for (int q = 0; q < 4; q++) events(p->log, p->inputs_of[q], WRITE, OF_H, start, 0, p->sx, p->nh, p->sx, 1);
-    }
-    compare(p, m, 0, h, p->cells);
-    for (int64_t k = 0; k < p->cells; k++) {
-        const int64_t a = start + (k < here ? k * p->nh : here * p->nh + (k - here + 1) * pace);
-        const int64_t done = a + p->nh - 1 + p->dpu, lies = k < p->stay ? k : p->stay + (k - p->stay) % 2;
-        if (k >= here) fetch_row(p, a - pace, p->rows + (p->cells * of_x + k * of_h) * p->burst, p->tag, k, lies, p->nh);
-        for (int q = 0; q < 4; q++) read_weights(p, q, p->tag, k, lies, p->nh, a, 1);
-        read_operand(p, 0, a, 0, p->nh, 1, OF_H, p->cells, mark(t - 1));
-        sums(p, READ, t, k, early ? a : done);
-        last = multifunction(p, k, done + p->lookup + p->add, p->cell_at, m->y + true_t * p->y_pitch + k * p->ye,
-                             m->values[true_t * p->cells + k]);
+    for (const int64_t end = t + count; t < end; t++, start += step) {
+        const float *h = t ? m->values + time_of(p, m, t - 1) * p->cells : m->initial;
+        if (t) {
+            const int64_t address = m->y + time_of(p, m, t - 1) * p->y_pitch;
+            events(p->log, p->mid, READ, OF_H, start, address, p->sy, p->nh, p->sy, 1);
+            taken(p, m->buffer, p->out, p->out_size, (address - p->y_base) / p->ye, p->nh * p->width);
+            memset(m->stamps, mark(t - 1), (size_t)(p->nh * p->width));
+            for (int q = 0; q < 4; q++) events(p->log, p->inputs_of[q], WRITE, OF_H, start, 0, p->sx, p->nh, p->sx, 1);
+        }
+        compare(p, m->buffer, h, p->cells);
+        if (here) last = recurrent_part(p, t, 0, here, 0, start, p->nh, early);
+        for (int64_t k = here; k < p->cells; k++) {
+            const int64_t a = start + here * p->nh + (k - here + 1) * pace;
+            const int64_t lies = k < p->stay ? k : p->stay + (k - p->stay) % 2;
+            fetch_row(p, a - pace, p->rows + (p->cells * of_x + k * of_h) * p->burst, p->tag, k, lies, p->nh);
+            last = recurrent_part(p, t, k, 1, lies, a, pace, early);
+        }
     }
     return last;
 }
@@ -448,7 +547,7 @@ static int64_t probe_recurrent(epur_probe *p, int64_t t, int64_t start, int64_t 
 /* From the intermediate memory to DRAM. */
 static void probe_store(epur_probe *p, int64_t cycle, int64_t source, int64_t total, int64_t target) {
     const int64_t bursts = bursts_of(p, total);
-    paced(p->log, p->mid, READ, FETCHED, cycle, source, p->sy, total / p->sy, p->burst, 1);
+    paced(p->log, p->mid, READ, FETCHED, cycle, source, p->sy, total / p->sy, p->burst, 1, SEQUENCES);
     events(p->log, p->dram, WRITE, FETCHED, cycle, target, p->burst, bursts, p->burst, 1);
 }
 

@@ -23,6 +23,7 @@ cdef extern from "probe.h" nogil:
         epur_row *rows
         ptrdiff_t size
         epur_site *sites
+        int64_t lanes
         int64_t accesses
         int failed
     ctypedef struct epur_member:
@@ -58,26 +59,30 @@ cdef extern from "probe.h" nogil:
         uint8_t *stored
         int64_t wrong
         epur_log *log
-    int64_t fetch(epur_probe *, int64_t, int64_t, int64_t, const int64_t *, int, int, int64_t, int64_t)
+    int64_t fetch(epur_probe *, int64_t, int64_t, int64_t, const int64_t *, int, int, int64_t, int64_t, int)
     int64_t probe_parameters(epur_probe *, int64_t)
     void probe_state(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t)
-    int64_t probe_epur(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t)
+    int64_t probe_epur(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t)
     void probe_prefetch(epur_probe *, int64_t, int64_t)
-    void probe_forward(epur_probe *, int64_t, int64_t)
+    void probe_forward(epur_probe *, int64_t, int64_t, int64_t)
     int64_t probe_tile(epur_probe *, int64_t, int64_t, int64_t)
-    int64_t probe_recurrent(epur_probe *, int64_t, int64_t, int64_t, int64_t, int)
+    int64_t probe_recurrent(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int)
     void probe_store(epur_probe *, int64_t, int64_t, int64_t, int64_t)
 
 
 cdef class Log:
-    """Accesses as they are performed, neighbours at equal distances as one row of two nested loops."""
+    """Accesses as they are performed, neighbours at equal distances as one row of two nested loops.
+
+    Of so many components, for passes of at most so many sequences.
+    """
 
     cdef epur_log g
     cdef ptrdiff_t sites
 
-    def __cinit__(self, ptrdiff_t components):
+    def __cinit__(self, ptrdiff_t components, ptrdiff_t sequences=1):
         memset(&self.g, 0, sizeof(self.g))
-        self.sites = components * 2 * ROLES
+        self.g.lanes = sequences * ROLES
+        self.sites = components * 2 * self.g.lanes
         self.g.sites = <epur_site *>calloc(self.sites, sizeof(epur_site))
         if self.g.sites == NULL:
             raise MemoryError
@@ -194,27 +199,30 @@ cdef class Walk:
 
     def stage(self, int64_t cycle, int64_t source, int64_t size, int64_t target):
         """A row of the network's input to the intermediate memory."""
-        fetch(&self.p, cycle, source, size, &self.p.mid, 1, 0, target, self.p.sx)
+        fetch(&self.p, cycle, source, size, &self.p.mid, 1, 0, target, self.p.sx, 0)
 
     def prefetch(self, int64_t begin, int64_t pace):
         """All rows of weights come, `pace` cycles apart."""
         probe_prefetch(&self.p, begin, pace)
 
-    def epur(self, int64_t t, int64_t left, int64_t start, int64_t pace, int64_t loaded):
-        """Step t in E-PUR's order for the first `left` sequences; returns the cycle of its last write of h."""
+    def epur(self, int64_t t, int64_t count, int64_t left, int64_t start, int64_t step, int64_t pace, int64_t loaded):
+        """`count` steps from t on in E-PUR's order for the first `left` sequences, `step` cycles apart.
+
+        Returns the cycle of the last write of h.
+        """
         cdef int64_t last
         with nogil:
-            last = probe_epur(&self.p, t, left, start, pace, loaded)
+            last = probe_epur(&self.p, t, count, left, start, step, pace, loaded)
         return last
 
     def stretch(self, int64_t begun, int64_t span, int64_t low, int64_t pace):
         """A stretch of `span` steps from `begun` on begins: its lowest true step, cycles between rows of W_x."""
         self.p.begun, self.p.span, self.p.low, self.p.pace = begun, span, low, pace
 
-    def forward(self, int64_t k, int64_t loaded):
-        """Forward products of neuron k in MWL's order, over the stretch."""
+    def forward(self, int64_t k, int64_t count, int64_t loaded):
+        """Forward products of `count` neurons from k on in MWL's order, over the stretch."""
         with nogil:
-            probe_forward(&self.p, k, loaded)
+            probe_forward(&self.p, k, count, loaded)
 
     def tile(self, int64_t k, int64_t count, int64_t cycle):
         """Forward products of `count` neurons from k on, over the stretch; returns the cycle after."""
@@ -223,11 +231,14 @@ cdef class Walk:
             end = probe_tile(&self.p, k, count, cycle)
         return end
 
-    def recurrent(self, int64_t t, int64_t start, int64_t here, int64_t pace, bint early):
-        """Recurrent step t of an order that stores sums; returns the cycle of its last write of h."""
+    def recurrent(self, int64_t t, int64_t count, int64_t start, int64_t step, int64_t here, int64_t pace, bint early):
+        """`count` recurrent steps from t on of an order that stores sums, `step` cycles apart.
+
+        Returns the cycle of the last write of h.
+        """
         cdef int64_t last
         with nogil:
-            last = probe_recurrent(&self.p, t, start, here, pace, early)
+            last = probe_recurrent(&self.p, t, count, start, step, here, pace, early)
         return last
 
     def store(self, int64_t cycle, int64_t source, int64_t size, int64_t target):
