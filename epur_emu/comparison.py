@@ -27,6 +27,7 @@ from epur_emu.dataflow import dataflow_of
 from epur_emu.emulator import Engine, LayerStats, Observer
 from epur_emu.energy import EnergyTable, Report, energy
 from epur_emu.errors import EpurError, ModelError
+from epur_emu.probe import check_probe
 from epur_emu.tasks import TASKS, Answer, Task
 from epur_emu.trace import Trace
 from epur_emu.zoo import find
@@ -198,24 +199,21 @@ def run(
     """
     reference = task(model, ARITHMETICS["float32"], accelerator)
     emulated = task(model, arithmetic, accelerator)
-    if events is not None and not emulated.probes:
-        raise ModelError(
-            model.name, "--trace-mode events", "is for networks that read whole sequences, this one decodes",
-            "leave it out: streams hold the same accesses",
-        )  # fmt: skip
+    if events is not None:
+        check_probe(accelerator)
     item = emulated.read(given)
     with one_thread():
         (wanted,) = reference.answer([item], beam)
         (found,) = emulated.answer([item], beam)
         stats = {k: v for engine in emulated.engines.values() for k, v in engine.stats.items()}
         theirs, ours = (t.outputs(item, found) for t in (reference, emulated))
+        if events is None:
+            trace = emulated.trace(item, found, arithmetic, accelerator)
+        else:
+            trace = emulated.probe(item, found, beam, arithmetic, accelerator, events)
     layers = tuple(
         Layer.of(s, float(abs(ours[name] - theirs[name]).max())) for name, s in stats.items()
     )
-    if events is None:
-        trace = emulated.trace(item, found, arithmetic, accelerator)
-    else:
-        trace = emulated.probe(item, found, arithmetic, accelerator, events)
     seconds, duration = accelerator.seconds(trace.cycles), emulated.duration(item)
     return Run(
         model.name, arithmetic.name, accelerator.name, emulated.describe(item), wanted, found, layers,

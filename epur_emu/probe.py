@@ -496,8 +496,10 @@ def probe_runs(
     cycle = dram = 0
     for run in runs:
         m = Machine(accelerator, arithmetic, run.network.shape)
-        make = _sequences if isinstance(run, Sequences) else _decoded
-        parts.append(make(run, m, cycle, dram))
+        if isinstance(run, Sequences):
+            parts.append(_sequences(run, m, cycle, dram))
+        else:
+            parts.append(_decoded(run, m, cycle, dram))
         cycle, dram = parts[-1].schedule.cycles, parts[-1].schedule.dram_end
     return _written(path, parts, meta, progress)
 
@@ -680,10 +682,14 @@ def _walk_decode(
     parents = np.arange(steps) - 1 if run.parents is None else run.parents
     subs = [m.of(p).nh for p in shapes]
     states = [np.zeros(n * m.accelerator.width, np.float32) for n in subs]
-    begun = [initial[n][0] if initial else np.zeros(p.cells, np.float32) for n, p in enumerate(shapes)]
+    begun = [
+        initial[n][0] if initial else np.zeros(p.cells, np.float32) for n, p in enumerate(shapes)
+    ]
     hosted, sent = (range(count),) * 2 if between else (range(1), range(count - 1, count))
     sizes = [m.bursts(subs[n] * m.sy) * m.burst for n in sent]
-    ends = accumulate((steps * size for size in sizes), initial=schedule.dram_end - steps * sum(sizes))
+    ends = accumulate(
+        (steps * size for size in sizes), initial=schedule.dram_end - steps * sum(sizes)
+    )
     places = dict(zip(sent, ends, strict=False))
     operands = [inputs[n] if n in hosted else layers[n - 1] for n in range(count)]
     padded = [probe.padded(x) for x in operands]

@@ -91,14 +91,15 @@ def run(
 
 def decoded(
     path: Path, net: Network, steps: int, arithmetic: Arithmetic, machine: Accelerator,
-    between: bool, given: bool,
+    between: bool, given: bool, parents: Sequence[int] | None = None,
 ) -> Trace:  # fmt: skip
     rng = np.random.default_rng(steps)
     passes = net.passes if between else net.passes[:1]
     x = [numbers(rng, steps, p.inputs) for p in passes]
     layers = [numbers(rng, steps, p.cells) for p in net.passes]
     initial = states_of(net, rng) if given else None
-    done = probe.Decoded(replace(net, host_between=between), x, layers, initial)
+    origins = None if parents is None else np.array(parents, np.intp)
+    done = probe.Decoded(replace(net, host_between=between), x, layers, initial, origins)
     return probe.probe_runs(path, [done], arithmetic, machine, {"a": 1})
 
 
@@ -156,7 +157,9 @@ def test_events_streams_and_oracle_agree(
     wanted = oracle_accesses.accesses_sequence(
         shape, steps, arithmetic, machine, machine.dataflow, given
     )
-    agree(run(fresh(enough), network_of(shape), [steps], arithmetic, machine, given), schedule, wanted)
+    agree(
+        run(fresh(enough), network_of(shape), [steps], arithmetic, machine, given), schedule, wanted
+    )
 
 
 @PROPERTY
@@ -174,24 +177,31 @@ def test_batches_agree(
     except AcceleratorError:
         assume(False)
     wanted = oracle_accesses.accesses_batch(shape, lengths, arithmetic, machine, given)
-    agree(run(fresh(enough), network_of(shape), lengths, arithmetic, machine, given), schedule, wanted)
+    agree(
+        run(fresh(enough), network_of(shape), lengths, arithmetic, machine, given), schedule, wanted
+    )
+
+
+@st.composite
+def searches(draw: Any) -> list[int]:
+    """The step that each of a search's steps goes on from."""
+    return [draw(st.integers(-1, step - 1)) for step in range(draw(st.integers(0, 5)))]
 
 
 @PROPERTY
-@given(
-    stacks(1), st.integers(0, 5), MACHINES, FORMATS, st.booleans(), st.booleans(), ROWS_AT_ONCE
-)  # fmt: skip
+@given(stacks(1), searches(), MACHINES, FORMATS, st.booleans(), st.booleans(), ROWS_AT_ONCE)
 def test_decoding_agrees(
-    fresh: Any, shape: Any, steps: int, machine: Accelerator, arithmetic: Arithmetic, between: bool,
-    given: bool, enough: int,
+    fresh: Any, shape: Any, parents: list[int], machine: Accelerator, arithmetic: Arithmetic,
+    between: bool, given: bool, enough: int,
 ) -> None:  # fmt: skip
+    steps = len(parents)
     try:
         schedule = schedule_decode(shape, steps, arithmetic, machine, between, given)
     except AcceleratorError:
         assume(False)
     wanted = oracle_accesses.accesses_decode(shape, steps, arithmetic, machine, between, given)
     path = fresh(enough)
-    events = decoded(path, network_of(shape), steps, arithmetic, machine, between, given)
+    events = decoded(path, network_of(shape), steps, arithmetic, machine, between, given, parents)
     agree(events, schedule, wanted)
 
 
@@ -304,9 +314,7 @@ def schedule_shape() -> Any:
     )
 
 
-def test_a_read_of_something_else_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_of_something_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataflow with a wrong place gives other operands than the arithmetic took."""
     shape = schedule_shape()
     walk = probe.Probe.walk
@@ -369,6 +377,74 @@ def test_faults_of_a_plan_are_found(
     assert list(tmp_path.iterdir()) == []
 
 
+STACK = (LayerShape("0", 21, 18, True),), (LayerShape("1", 18, 33),)
+
+#: A step's pass of a layer whose state, whose input or whose weights are somewhere else.
+WRONG_STEPS: dict[str, Callable[[Any], Any]] = {
+    "state": lambda given: replace(given, state_address=given.state_address + 32),
+    "input": lambda given: replace(given, source_address=given.source_address - 32),
+    "weights": lambda given: replace(given, matrix=dict.fromkeys(given.matrix, 64)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_STEPS)
+def test_faults_of_a_decoding_plan_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Of the second layer, in all but the first step."""
+    run = probe.Probe.run
+
+    def wrong(self: probe.Probe, item: Any, *args: Any, **special: Any) -> Any:
+        (given,) = item.given
+        if item.shape == STACK[1][0] and given.initial == "intermediate":
+            item = replace(item, given=(WRONG_STEPS[what](given),))
+        return run(self, item, *args, **special)
+
+    machine = Accelerator.load("epur")
+    decoded(tmp_path / "t.h5", network_of(STACK), 3, EPUR, machine, False, True)
+    (tmp_path / "t.h5").unlink()
+    monkeypatch.setattr(probe.Probe, "run", wrong)
+    with pytest.raises(TraceError, match="something else"):
+        decoded(tmp_path / "t.h5", network_of(STACK), 3, EPUR, machine, False, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_follow_one_another_agree(tmp_path: Path) -> None:
+    """An encoder of several passes, then a decoder."""
+    machine, rng = Accelerator.load("epur-mwl"), np.random.default_rng(3)
+    encoder, decoder = network_of(schedule_shape()), network_of(STACK, 1)
+    first = schedule_sequence(encoder.shape, 5, EPUR, machine)
+    then = schedule_decode(decoder.shape, 4, EPUR, machine, cycle=first.cycles, dram=first.dram_end)
+    read = probe.Sequences(
+        encoder, [numbers(rng, 5, 21)],
+        [[numbers(rng, 5, sum(p.cells for p in layer)) for layer in encoder.layers]],
+    )  # fmt: skip
+    written = probe.Decoded(
+        decoder, [numbers(rng, 4, 21)], [numbers(rng, 4, p.cells) for p in decoder.passes],
+        parents=np.array([-1, 0, 0, 1]),
+    )  # fmt: skip
+    events = probe.probe_runs(tmp_path / "t.h5", [read, written], EPUR, machine, {"a": 1})
+    streams = Trace([*first.phases, *then.phases], then.components, then.cycles)
+    assert Counter(log(events)) == Counter(log(streams))
+    assert events.operations() == streams.operations()
+    assert events.cycles == streams.cycles
+    events.validate()
+
+
+@pytest.mark.parametrize("preset", ["epur", "epur-mwl"])
+def test_rows_do_not_grow_with_the_accesses(tmp_path: Path, preset: str) -> None:
+    """Accesses of one kind share a row from step to step."""
+    shape = ((LayerShape("0", 40, 64, True),),)
+    net, machine = network_of(shape), Accelerator.load(preset)
+    rows, counts = [], []
+    for steps in (100, 200):
+        trace = run(tmp_path / "t.h5", net, [steps], EPUR, machine, False)
+        counts.append(trace.count())
+        rows.append(sum(len(r.op) for c in trace.components for r in trace.runs(c.name)))
+    assert counts[1] > 1.9 * counts[0]
+    assert rows[1] - rows[0] < 100 * 20
+
+
 def test_an_interrupted_probe_keeps_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,7 +458,14 @@ def test_an_interrupted_probe_keeps_what_there_is(
     monkeypatch.setattr(probe._Recorder, "reached", interrupted)
     monkeypatch.setattr(probe, "ENOUGH", 10)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "t.h5", network_of(schedule_shape()), [9], EPUR, Accelerator.load("epur"), False)
+        run(
+            tmp_path / "t.h5",
+            network_of(schedule_shape()),
+            [9],
+            EPUR,
+            Accelerator.load("epur"),
+            False,
+        )
     assert [file.name for file in tmp_path.iterdir()] == ["t.h5.partial"]
     partial = Trace.open(tmp_path / "t.h5.partial")
     assert not partial.complete

@@ -132,14 +132,6 @@ def test_a_run_may_log_its_accesses_as_events(folder: Path, tmp_path: Path) -> N
     assert len(found["events"]) > 1000
 
 
-def test_a_decoder_has_no_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "t.h5"
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["run", "translate-en-de", "A dog.", "--trace", str(path), "--trace-mode", "events"])
-    assert "--trace-mode events" in capsys.readouterr().err
-    assert not path.exists()
-
-
 # --- a data set
 
 

@@ -6,7 +6,6 @@ output above it. All of it but the LSTM layer is computed here, in float32.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -20,8 +19,9 @@ from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow import schedule_sequence
 from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
+from epur_emu.probe import Decoded, Sequences
 from epur_emu.tasks import data, digits
-from epur_emu.tasks.base import Answer, Task, first_of_test_set, outputs_of_passes, probed
+from epur_emu.tasks.base import Answer, Task, evaluated, first_of_test_set, outputs_of_passes
 from epur_emu.tasks.digits import Utterance
 from epur_emu.tasks.features import read_wav
 from epur_emu.trace import Trace
@@ -71,7 +71,6 @@ class SpeechActivity(Task):
         The network, the engine or a host array is missing, or does not fit.
     """
 
-    probes: ClassVar[bool] = True
     metric: ClassVar[str] = "frame accuracy"
 
     def __init__(self, model: Model, engines: Mapping[str, Engine]) -> None:
@@ -179,13 +178,9 @@ class SpeechActivity(Task):
         schedule = schedule_sequence(network.shape, steps, arithmetic, accelerator)
         return trace_of([schedule], [network], [steps], arithmetic, accelerator)
 
-    def probe(
-        self, item: Utterance, answer: Answer, arithmetic: Arithmetic, accelerator: Accelerator,
-        path: str | os.PathLike[str],
-    ) -> Trace:  # fmt: skip
-        """The same accesses, performed and checked one by one, as events in a file."""
-        streams = self.trace(item, answer, arithmetic, accelerator)
-        return probed(self.engine, self.features(heard(item)), streams, accelerator, path)
+    def runs(self, item: Utterance, answer: Answer, beam: int) -> list[Sequences | Decoded]:
+        """The sequence."""
+        return [evaluated(self.engine, self.features(heard(item)))]
 
     def duration(self, item: Utterance) -> float | None:
         """Seconds of sound."""

@@ -6,19 +6,21 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from epur_emu.errors import EpurError
-from epur_emu.probe import probe_sequences
+from epur_emu.probe import Decoded, Sequences, probe_runs
+from epur_emu.tasks.beam import Followed
 
 if TYPE_CHECKING:
     from epur_emu.accelerator import Accelerator
     from epur_emu.arithmetic import Arithmetic
     from epur_emu.checkpoints.folder import Model
     from epur_emu.emulator import Engine
+    from epur_emu.network import Network
     from epur_emu.trace import Trace
 
 F32 = npt.NDArray[np.float32]
@@ -74,8 +76,6 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     #: Hypotheses kept by default where the task is scored.
     beam: ClassVar[int] = 1
-    #: Whether there is `probe`: not for decoders, whose steps are not kept.
-    probes: ClassVar[bool] = False
 
     def __init__(self, model: Model, engines: Mapping[str, Engine]) -> None:
         self.engines = dict(engines)
@@ -112,12 +112,24 @@ class Task(ABC):
     ) -> Trace:
         """Every access that answering an item took."""
 
+    @abstractmethod
+    def runs(self, item: Any, answer: Answer, beam: int) -> list[Sequences | Decoded]:
+        """What was evaluated to answer an item with a beam, anew, in the order of `trace`.
+
+        Raises
+        ------
+        EpurError
+            The answer was found with another beam.
+        """
+
     def probe(
-        self, item: Any, answer: Answer, arithmetic: Arithmetic, accelerator: Accelerator,
+        self, item: Any, answer: Answer, beam: int, arithmetic: Arithmetic, accelerator: Accelerator,
         path: str | os.PathLike[str],
     ) -> Trace:  # fmt: skip
-        """The same accesses, performed and checked one by one, as events in a file; see `probes`."""
-        raise NotImplementedError
+        """The accesses of `trace`, performed and checked one by one, as events in a file."""
+        meta = self.trace(item, answer, arithmetic, accelerator).meta
+        runs = self.runs(item, answer, beam)
+        return probe_runs(path, runs, arithmetic, accelerator, meta, progress=True)
 
     def duration(self, item: Any) -> float | None:
         """Seconds that the item lasts in the world (speech), None if it has no duration."""
@@ -168,12 +180,58 @@ def outputs_of_passes(engine: Engine, inputs: npt.ArrayLike) -> dict[str, F32]:
     return out
 
 
-def probed(
-    engine: Engine, inputs: npt.ArrayLike, trace: Trace, accelerator: Accelerator, path: str | os.PathLike[str]
-) -> Trace:
-    """The accesses of a sequence of inputs (T, I), whose streams are in `trace`, as events in a file."""
-    layers = engine.sequence(inputs)
-    return probe_sequences(
-        path, engine.network, [inputs], [layers], None, engine.arithmetic, accelerator, trace.meta,
-        progress=True,
-    )  # fmt: skip
+def evaluated(engine: Engine, inputs: F32) -> Sequences:
+    """A sequence of inputs (T, I), evaluated."""
+    return Sequences(engine.network, [inputs], [engine.sequence(inputs)])
+
+
+class Decoder(Protocol):
+    """What evaluates single time steps: an engine, or `Steps`."""
+
+    def step(self, layer: int, x: F32, h: F32, c: F32) -> tuple[F32, F32]:
+        """As `Engine.step`."""
+
+
+class Steps:
+    """A decoder that keeps what it was given and gave, by layer and step."""
+
+    def __init__(self, decoder: Decoder, layers: int) -> None:
+        self._decoder = decoder
+        self._inputs: list[list[F32]] = [[] for _ in range(layers)]
+        self._outputs: list[list[F32]] = [[] for _ in range(layers)]
+
+    def step(self, layer: int, x: F32, h: F32, c: F32) -> tuple[F32, F32]:
+        """As `Engine.step`."""
+        found = self._decoder.step(layer, x, h, c)
+        self._inputs[layer].append(x)
+        self._outputs[layer].append(found[0])
+        return found
+
+    def decoded(self, network: Network, followed: Followed, start: F32) -> Decoded:
+        """The evaluations of one search's hypotheses.
+
+        Parameters
+        ----------
+        network : Network
+        followed : Followed
+        start : float32 array of shape (2 L, H)
+            Initial h and c of each layer.
+        """
+
+        def alive(steps: list[F32]) -> F32:
+            return np.concatenate([v[:n] for v, n in zip(steps, followed.alive, strict=True)])
+
+        given = len(network.layers) if network.host_between else 1
+        return Decoded(
+            network, [alive(steps) for steps in self._inputs[:given]],
+            [alive(steps) for steps in self._outputs], list(zip(start[::2], start[1::2], strict=True)),
+            np.array(followed.origins, np.intp),
+        )  # fmt: skip
+
+
+def check_found(answer: Answer, symbols: tuple[int, ...], passes: int) -> None:
+    """Raise `EpurError` if a search did not find an answer again."""
+    if (answer.symbols, answer.passes) != (symbols, passes):
+        raise EpurError(
+            "probe", "beam", "is another than the answer was found with", "give that one"
+        )

@@ -76,6 +76,28 @@ class Beam:
         return text, score
 
 
+class Followed(Beam):
+    """A search that notes each evaluation of the decoder: one for each hypothesis, step by step.
+
+    `alive` holds how many there were in each step, `origins` for each the number of the one whose
+    state it went on from, -1 for the initial state.
+    """
+
+    def __init__(self, size: int, longest: int) -> None:
+        super().__init__(size, longest)
+        self.alive: list[int] = []
+        self.origins: list[int] = []
+        self._next = [-1]
+
+    def advance(self, logp: F32) -> None:
+        """As `Beam.advance`."""
+        first = len(self.origins)
+        self.alive.append(len(self._next))
+        self.origins += self._next
+        super().advance(logp)
+        self._next = [first + int(row) for row in self.parents[: len(self._texts)]]
+
+
 def search(
     beams: Sequence[Beam],
     memories: Sequence[Memory],

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
@@ -23,9 +24,10 @@ from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow import schedule_decode
 from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
+from epur_emu.probe import Decoded, Sequences
 from epur_emu.tasks import data
-from epur_emu.tasks.base import Answer, Task
-from epur_emu.tasks.beam import Beam, search
+from epur_emu.tasks.base import Answer, Decoder, Steps, Task, check_found
+from epur_emu.tasks.beam import Beam, Followed, search
 from epur_emu.tasks.bpe import BOS, EOS, SPECIALS, UNK, read_symbols
 from epur_emu.tasks.dense import Dense
 from epur_emu.tasks.metrics import bleu
@@ -200,7 +202,7 @@ class Captioning(Task):
         features = [self.encode(item) for item in items]
         beams = [Beam(beam, LONGEST) for _ in items]
         starts = np.stack([self.start(feature) for feature in features], 1)
-        search(beams, features, starts, self._step)
+        search(beams, features, starts, partial(self._step, self.decoder))
         return [self._result(each) for each in beams]
 
     def outputs(self, item: Picture, answer: Answer) -> dict[str, F32]:
@@ -228,6 +230,15 @@ class Captioning(Task):
         )  # fmt: skip
         return trace_of([schedule], [network], [answer.passes], arithmetic, accelerator)
 
+    def runs(self, item: Picture, answer: Answer, beam: int) -> list[Sequences | Decoded]:
+        """The search's evaluations of the decoder."""
+        followed, steps = Followed(beam, LONGEST), Steps(self.decoder, 1)
+        feature = self.encode(item)
+        start = self.start(feature)
+        search([followed], [feature], start[:, None], partial(self._step, steps))
+        check_found(answer, followed.best(self.length_penalty)[0], followed.passes)
+        return [steps.decoded(self.decoder.network, followed, start)]
+
     def test_set(self, limit: int | None = None) -> tuple[list[Picture], list[str]]:
         """Pictures of the test split and their captions."""
         pairs = read_captions("test")[:limit]
@@ -248,18 +259,19 @@ class Captioning(Task):
         state = self.start(feature)[:, None, None]
         scores, outputs = [], []
         for word in (BOS, *symbols):
-            row, state = self._step(np.array([[word]]), [feature], state)
+            row, state = self._step(self.decoder, np.array([[word]]), [feature], state)
             scores.append(row[0, 0])
             outputs.append(state[0, 0, 0])
         return np.stack(scores), np.stack(outputs)
 
     def _step(
-        self, words: npt.NDArray[np.intp], features: list[F32], state: F32
+        self, decoder: Decoder, words: npt.NDArray[np.intp], features: list[F32], state: F32
     ) -> tuple[F32, F32]:
         """One step of k hypotheses of each of S pictures.
 
         Parameters
         ----------
+        decoder : Decoder
         words : int array of shape (S, k)
         features : list of S
         state : float32 array of shape (2, S, k, H)
@@ -272,9 +284,7 @@ class Captioning(Task):
         pictures, rows = words.shape
         beside = np.repeat(np.stack(features)[:, None], rows, 1)
         x = np.concatenate((self._words[words], beside), -1)
-        h, c = self.decoder.step(
-            0, x.reshape(pictures * rows, -1), *state.reshape(2, -1, self.cells)
-        )
+        h, c = decoder.step(0, x.reshape(pictures * rows, -1), *state.reshape(2, -1, self.cells))
         seen = np.concatenate((h.reshape(pictures, rows, -1), beside), -1)
         scores = self._output(np.tanh(self._readout(seen)))
         return scores, np.stack((h, c)).reshape(state.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,8 +13,9 @@ from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow import schedule_sequence
 from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
+from epur_emu.probe import Decoded, Sequences
 from epur_emu.tasks import data, digits
-from epur_emu.tasks.base import Answer, Task, first_of_test_set, outputs_of_passes, probed
+from epur_emu.tasks.base import Answer, Task, evaluated, first_of_test_set, outputs_of_passes
 from epur_emu.tasks.beam import log_softmax
 from epur_emu.tasks.ctc import greedy, prefix_search
 from epur_emu.tasks.digits import Utterance
@@ -50,7 +50,6 @@ class Speech(Task):
         The network, the engine, a field of the card or a host array is missing, or does not fit.
     """
 
-    probes: ClassVar[bool] = True
     metric: ClassVar[str] = "WER"
     higher_is_better: ClassVar[bool] = False
 
@@ -137,13 +136,9 @@ class Speech(Task):
         schedule = schedule_sequence(network.shape, steps, arithmetic, accelerator)
         return trace_of([schedule], [network], [steps], arithmetic, accelerator)
 
-    def probe(
-        self, item: Utterance, answer: Answer, arithmetic: Arithmetic, accelerator: Accelerator,
-        path: str | os.PathLike[str],
-    ) -> Trace:  # fmt: skip
-        """The same accesses, performed and checked one by one, as events in a file."""
-        streams = self.trace(item, answer, arithmetic, accelerator)
-        return probed(self.engine, self.features(item.samples), streams, accelerator, path)
+    def runs(self, item: Utterance, answer: Answer, beam: int) -> list[Sequences | Decoded]:
+        """The sequence."""
+        return [evaluated(self.engine, self.features(item.samples))]
 
     def duration(self, item: Utterance) -> float | None:
         """Seconds of speech."""

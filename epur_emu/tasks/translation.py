@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -19,9 +20,18 @@ from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow import schedule_decode, schedule_sequence
 from epur_emu.emulator import trace_of
 from epur_emu.errors import EpurError, ModelError
+from epur_emu.probe import Decoded, Sequences
 from epur_emu.tasks import data, metrics
-from epur_emu.tasks.base import Answer, Task, outputs_of_passes
-from epur_emu.tasks.beam import Beam, search, softmax
+from epur_emu.tasks.base import (
+    Answer,
+    Decoder,
+    Steps,
+    Task,
+    check_found,
+    evaluated,
+    outputs_of_passes,
+)
+from epur_emu.tasks.beam import Beam, Followed, search, softmax
 from epur_emu.tasks.bpe import BOS, Bpe
 from epur_emu.tasks.dense import Dense
 from epur_emu.trace import Trace
@@ -34,6 +44,8 @@ F32 = npt.NDArray[np.float32]
 
 #: The data set's spelling of three characters; the ampersand is replaced first.
 _ESCAPES = (("&", "&amp;"), ('"', "&quot;"), ("'", "&apos;"))
+#: Symbols after which a translation is cut.
+LONGEST = 60
 _ABBREVIATIONS = ("dr", "mr", "mrs", "ms", "st")
 
 
@@ -188,7 +200,7 @@ class Translation(Task):
         state = memory.state[:, None, None]
         rows = []
         for word in (BOS, *target):
-            scores, state = self._step(np.array([[word]]), [memory], state)
+            scores, state = self._step(self.decoder, np.array([[word]]), [memory], state)
             rows.append(scores[0, 0])
         return np.stack(rows)
 
@@ -200,7 +212,7 @@ class Translation(Task):
         state = memory.state[:, None, None]
         states = []
         for word in (BOS, *answer.symbols):
-            _, state = self._step(np.array([[word]]), [memory], state)
+            _, state = self._step(self.decoder, np.array([[word]]), [memory], state)
             states.append(state[:, 0, 0])
         for n, (p,) in enumerate(self.decoder.network.layers):
             out[p.name] = np.stack([state[2 * n] for state in states])
@@ -229,13 +241,23 @@ class Translation(Task):
             [first, then], [encoder, decoder], [symbols, passes], arithmetic, accelerator
         )
 
+    def runs(self, item: str, answer: Answer, beam: int) -> list[Sequences | Decoded]:
+        """The encoder's sequence, then the search's evaluations of the decoder."""
+        source = self.source(item)
+        followed, steps = Followed(beam, LONGEST), Steps(self.decoder, 2)
+        memory = self.encode(source)
+        search([followed], [memory], memory.state[:, None], partial(self._step, steps))
+        check_found(answer, followed.best(self.length_penalty)[0], followed.passes)
+        decoded = steps.decoded(self.decoder.network, followed, memory.state)
+        return [evaluated(self.encoder, self.embed(source)), decoded]
+
     def search(
         self,
         sources: Sequence[Sequence[int]],
         beam: int,
         *,
         length_penalty: float | None = None,
-        longest: int = 60,
+        longest: int = LONGEST,
         batch: int = 16,
     ) -> list[Answer]:
         """Beam search over sentences of symbols.
@@ -276,12 +298,13 @@ class Translation(Task):
             chosen = order[start : start + batch]
             beams = [Beam(beam, longest) for _ in chosen]
             memories = [self.encode(sources[n]) for n in chosen]
-            search(beams, memories, np.stack([m.state for m in memories], 1), self._step)
+            step = partial(self._step, self.decoder)
+            search(beams, memories, np.stack([m.state for m in memories], 1), step)
             out |= {n: self._result(b, power) for n, b in zip(chosen, beams, strict=True)}
         return [out[n] for n in range(len(sources))]
 
     def _step(
-        self, words: npt.NDArray[np.intp], memories: list[Memory], state: F32
+        self, decoder: Decoder, words: npt.NDArray[np.intp], memories: list[Memory], state: F32
     ) -> tuple[F32, F32]:
         """One decoder step of k hypotheses of each of S sentences.
 
@@ -289,6 +312,7 @@ class Translation(Task):
 
         Parameters
         ----------
+        decoder : Decoder
         words : int array of shape (S, k)
         memories : list of S
         state : float32 array of shape (4, S, k, H)
@@ -301,7 +325,7 @@ class Translation(Task):
         shape = state.shape[1:]
         flat = state.reshape(4, -1, self.cells)
         x = self._target[words]
-        h1, c1 = self.decoder.step(0, x.reshape(len(flat[0]), -1), flat[0], flat[1])
+        h1, c1 = decoder.step(0, x.reshape(len(flat[0]), -1), flat[0], flat[1])
         context = np.stack(
             [
                 softmax(asks @ memory.keys.T * self._scale) @ memory.values
@@ -309,7 +333,7 @@ class Translation(Task):
             ]
         )
         both = np.concatenate((h1, context.reshape(len(h1), -1)), 1)
-        h2, c2 = self.decoder.step(1, both, flat[2], flat[3])
+        h2, c2 = decoder.step(1, both, flat[2], flat[3])
         seen = np.concatenate((h2.reshape(shape), context, x), 2)
         scores = self._output(np.tanh(self._readout(seen)))
         return scores, np.stack((h1, c1, h2, c2)).reshape(4, *shape)
