@@ -67,7 +67,7 @@ extensions = [
         "lstm_int_api.h",
     ),
     kernel("expand", [], "expand.h"),
-    kernel("probe", [], "probe.h"),
+    kernel("probe", levels("probe"), "probe.h", "probe_api.h"),
     kernel("lines", []),
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
     kernel(

@@ -29,6 +29,7 @@ from epur_emu.dataflow.regions import Order, row_bursts, sequence, state_bursts
 from epur_emu.dataflow.stored import matrix_bytes, rows_kept, rows_that_fit
 from epur_emu.errors import AcceleratorError, TraceError
 from epur_emu.network import GATES, LayerShape, Network
+from epur_emu.rounding import level_number
 from epur_emu.streams import Phase
 from epur_emu.trace import EventWriter, Trace
 from epur_emu.trace.accesses import Runs
@@ -137,6 +138,8 @@ class Probe:
     log : Log
     recorder : _Recorder
     bar : progress bar
+    level : int
+        Number of the kernel's CPU level.
     """
 
     machine: Machine
@@ -144,6 +147,7 @@ class Probe:
     log: Log
     recorder: _Recorder
     bar: Any
+    level: int
 
     def __post_init__(self) -> None:
         m, a = self.machine, self.machine.accelerator
@@ -204,7 +208,7 @@ class Probe:
         parts = [(at, p.cells, subs) for p, (at, subs) in zip(before, head.parts, strict=True)]
         rows = np.zeros((4, a.row_buffer_bytes // a.width + 1), np.uint32)
         return Walk(
-            self.log, numbers | special, found, out, self._held, rows, np.zeros(stored, np.uint8),
+            self.level, self.log, numbers | special, found, out, self._held, rows, np.zeros(stored, np.uint8),
             np.array(parts, np.int64).reshape(-1, 3),
         )  # fmt: skip
 
@@ -513,12 +517,14 @@ def _written(
     total = sum(len(stream) for phase in planned for stream in phase.streams)
     components, cycles = parts[0].machine.components(), parts[-1].schedule.cycles
     log = Log(len(components), max(part.sequences for part in parts))
+    level = level_number()
     with closing(EventWriter(path, components)) as writer:
         recorder = _Recorder(writer, log)
         try:
             with tqdm(total=total, unit="access", unit_scale=True, disable=not progress) as bar:
                 right = all(
-                    part.walk(Probe(part.machine, part.shape, log, recorder, bar)) for part in parts
+                    part.walk(Probe(part.machine, part.shape, log, recorder, bar, level))
+                    for part in parts
                 )
             recorder.reached(None)
         except BaseException as error:

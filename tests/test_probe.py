@@ -29,6 +29,7 @@ from epur_emu.dataflow import (
 from epur_emu.emulator import emulate, emulate_batch
 from epur_emu.errors import AcceleratorError, TraceError
 from epur_emu.network import LayerShape, LstmLayer, Network
+from epur_emu.passes import levels
 from epur_emu.streams import OPS
 from epur_emu.trace import Trace
 
@@ -281,6 +282,21 @@ def test_all_dataflows_have_walks() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(probe.WALKS))
+def test_all_levels_write_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    found = []
+    for level in levels():
+        monkeypatch.setenv("EPUR_SIMD", level)
+        trace = run(
+            tmp_path / "t.h5", network_of(schedule_shape()), [9], EPUR, Accelerator.load(name), False
+        )
+        found.append([[v.tolist() for v in rows] for c in trace.components for rows in trace.runs(c.name)])
+    assert found[0]
+    assert all(rows == found[0] for rows in found)
+
+
+@pytest.mark.parametrize("name", sorted(probe.WALKS))
 def test_outputs_keep_their_bits(tmp_path: Path, name: str) -> None:
     shape = schedule_shape()
     net = network_of(shape, 5)
@@ -359,11 +375,13 @@ FAULTS: list[tuple[Callable[[Any], Any], str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("level", levels())
 @pytest.mark.parametrize(("fault", "preset", "changes"), FAULTS)
 def test_faults_of_a_plan_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any], preset: str,
-    changes: dict[str, Any],
+    changes: dict[str, Any], level: str,
 ) -> None:  # fmt: skip
+    monkeypatch.setenv("EPUR_SIMD", level)
     planned = probe._planned
 
     def wrong(*args: Any) -> Any:

@@ -17,6 +17,7 @@ class Log:
 class Walk:
     def __init__(
         self,
+        level: int,
         log: Log,
         numbers: Mapping[str, Any],
         members: Sequence[tuple[Any, ...]],

@@ -13,7 +13,16 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 
-cdef extern from "probe.h" nogil:
+cdef extern from * nogil:
+    """
+    #include "probe_api.h"
+    #if defined(__x86_64__)
+    #define EPUR_WALKS(level) \\
+        ((level) >= 2 ? &epur_walks_avx512 : (level) == 1 ? &epur_walks_avx2 : &epur_walks_scalar)
+    #else
+    #define EPUR_WALKS(level) (&epur_walks_scalar)
+    #endif
+    """
     enum: ROLES
     ctypedef struct epur_row:
         int64_t component
@@ -59,15 +68,17 @@ cdef extern from "probe.h" nogil:
         uint8_t *stored
         int64_t wrong
         epur_log *log
-    int64_t fetch(epur_probe *, int64_t, int64_t, int64_t, const int64_t *, int, int, int64_t, int64_t, int)
-    int64_t probe_parameters(epur_probe *, int64_t)
-    void probe_state(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t)
-    int64_t probe_epur(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t)
-    void probe_prefetch(epur_probe *, int64_t, int64_t)
-    void probe_forward(epur_probe *, int64_t, int64_t, int64_t)
-    int64_t probe_tile(epur_probe *, int64_t, int64_t, int64_t)
-    int64_t probe_recurrent(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int)
-    void probe_store(epur_probe *, int64_t, int64_t, int64_t, int64_t)
+    ctypedef struct epur_walks:
+        int64_t (*parameters)(epur_probe *, int64_t) noexcept nogil
+        void (*state)(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t) noexcept nogil
+        void (*stage)(epur_probe *, int64_t, int64_t, int64_t, int64_t) noexcept nogil
+        void (*prefetch)(epur_probe *, int64_t, int64_t) noexcept nogil
+        int64_t (*epur)(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) noexcept nogil
+        void (*forward)(epur_probe *, int64_t, int64_t, int64_t) noexcept nogil
+        int64_t (*tile)(epur_probe *, int64_t, int64_t, int64_t) noexcept nogil
+        int64_t (*recurrent)(epur_probe *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int) noexcept nogil
+        void (*store)(epur_probe *, int64_t, int64_t, int64_t, int64_t) noexcept nogil
+    const epur_walks *EPUR_WALKS(int)
 
 
 cdef class Log:
@@ -121,7 +132,7 @@ cdef class Log:
 
 
 cdef class Walk:
-    """One pass; `numbers` holds the integers of ``epur_probe``, lists of four by gate.
+    """One pass at a CPU level, by number; `numbers` holds the integers of ``epur_probe``, lists of four by gate.
 
     `members` holds for each sequence the integers of ``epur_member`` and its arrays, INOUT but the first four: source
     float32 (elements,), operands (steps, inputs), values (steps, cells), initial (nh * width,), spilled (elements,) or
@@ -130,6 +141,7 @@ cdef class Walk:
     """
 
     cdef epur_probe p
+    cdef const epur_walks *walks
     cdef list kept
 
     def __cinit__(self):
@@ -138,14 +150,15 @@ cdef class Walk:
     def __dealloc__(self):
         free(self.p.members)
 
-    def __init__(self, Log log, numbers, members, float[::1] out, uint32_t[:, ::1] held, uint32_t[:, ::1] rows,
-                 uint8_t[::1] stored, const int64_t[:, ::1] part):
+    def __init__(self, int level, Log log, numbers, members, float[::1] out, uint32_t[:, ::1] held,
+                 uint32_t[:, ::1] rows, uint8_t[::1] stored, const int64_t[:, ::1] part):
         cdef int q
         cdef epur_member *m
         cdef const float[::1] source, initial
         cdef const float[:, ::1] operands, values
         cdef float[::1] spilled, buffer
         cdef uint8_t[::1] stamps
+        self.walks = EPUR_WALKS(level)
         self.kept = [log, members, out, held, rows, stored, part]
         n = numbers
         self.p.log = &log.g
@@ -191,19 +204,19 @@ cdef class Walk:
 
     def parameters(self, int64_t begin):
         """Fetch biases and peepholes; returns the bursts."""
-        return probe_parameters(&self.p, begin)
+        return self.walks.parameters(&self.p, begin)
 
     def state(self, int64_t member, int64_t begin, int64_t bursts, int64_t h_at, int64_t c_at):
         """The initial state of a sequence comes, behind so many bursts on the channel."""
-        probe_state(&self.p, member, begin, bursts, h_at, c_at)
+        self.walks.state(&self.p, member, begin, bursts, h_at, c_at)
 
     def stage(self, int64_t cycle, int64_t source, int64_t size, int64_t target):
         """A row of the network's input to the intermediate memory."""
-        fetch(&self.p, cycle, source, size, &self.p.mid, 1, 0, target, self.p.sx, 0)
+        self.walks.stage(&self.p, cycle, source, size, target)
 
     def prefetch(self, int64_t begin, int64_t pace):
         """All rows of weights come, `pace` cycles apart."""
-        probe_prefetch(&self.p, begin, pace)
+        self.walks.prefetch(&self.p, begin, pace)
 
     def epur(self, int64_t t, int64_t count, int64_t left, int64_t start, int64_t step, int64_t pace, int64_t loaded):
         """`count` steps from t on in E-PUR's order for the first `left` sequences, `step` cycles apart.
@@ -212,7 +225,7 @@ cdef class Walk:
         """
         cdef int64_t last
         with nogil:
-            last = probe_epur(&self.p, t, count, left, start, step, pace, loaded)
+            last = self.walks.epur(&self.p, t, count, left, start, step, pace, loaded)
         return last
 
     def stretch(self, int64_t begun, int64_t span, int64_t low, int64_t pace):
@@ -222,13 +235,13 @@ cdef class Walk:
     def forward(self, int64_t k, int64_t count, int64_t loaded):
         """Forward products of `count` neurons from k on in MWL's order, over the stretch."""
         with nogil:
-            probe_forward(&self.p, k, count, loaded)
+            self.walks.forward(&self.p, k, count, loaded)
 
     def tile(self, int64_t k, int64_t count, int64_t cycle):
         """Forward products of `count` neurons from k on, over the stretch; returns the cycle after."""
         cdef int64_t end
         with nogil:
-            end = probe_tile(&self.p, k, count, cycle)
+            end = self.walks.tile(&self.p, k, count, cycle)
         return end
 
     def recurrent(self, int64_t t, int64_t count, int64_t start, int64_t step, int64_t here, int64_t pace, bint early):
@@ -238,9 +251,9 @@ cdef class Walk:
         """
         cdef int64_t last
         with nogil:
-            last = probe_recurrent(&self.p, t, count, start, step, here, pace, early)
+            last = self.walks.recurrent(&self.p, t, count, start, step, here, pace, early)
         return last
 
     def store(self, int64_t cycle, int64_t source, int64_t size, int64_t target):
         """From the intermediate memory to DRAM."""
-        probe_store(&self.p, cycle, source, size, target)
+        self.walks.store(&self.p, cycle, source, size, target)
