@@ -276,7 +276,7 @@ class Probe:
             left, then = (sum(each.steps > step for each in given) for step in (t, t + 1))
             # Steps alike: none is the first, and in none a sequence ends.
             alike = min(each.steps for each in given[:left]) - t - 1
-            count = min(alike, STRETCH) if t and alike > 0 else 1
+            count = min(alike, max(1, STRETCH // left)) if t and alike > 0 else 1
             every = left * n if t else pace
             tails = (
                 (n - 1) * size(k, left) + a.dpu_latency + z + 1 - own.nx * size(k, then) - left * n

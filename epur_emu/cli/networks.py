@@ -131,7 +131,8 @@ def show_model(model: Model, json_: bool) -> None:
 )
 @click.option(
     "--trace-mode", default="streams", show_default=True, type=click.Choice(["streams", "events"]),
-    help="events: each access is performed and logged by itself; for models without a task.",
+    help="events: each access is performed on models of the memories, its data are checked, and it is "
+    "logged by itself.",
 )  # fmt: skip
 @click.option(
     "--inputs",
