@@ -364,6 +364,20 @@ def not_loaded(item: Any) -> Any:
     return replace(item, given=tuple(replace(one, load=False) for one in item.given))
 
 
+def exchanged(item: Any) -> Any:
+    """Two sequences read each other's input."""
+    a, b = item.given
+    if a.source == "dram":
+        return item
+    return replace(
+        item,
+        given=(
+            replace(a, source_address=b.source_address),
+            replace(b, source_address=a.source_address),
+        ),
+    )
+
+
 FAULTS: list[tuple[Callable[[Any], Any], str, dict[str, Any]]] = [
     (ahead_in_place, "epur", {"double_buffering": True}),
     (ahead_in_place, "epur-batch", {"double_buffering": True}),
@@ -372,6 +386,7 @@ FAULTS: list[tuple[Callable[[Any], Any], str, dict[str, Any]]] = [
     (other_input, "epur-tiled", {}),
     (not_loaded, "epur", {}),
     (not_loaded, "epur-batch", {}),
+    (exchanged, "epur-batch", {}),
 ]
 
 
@@ -391,7 +406,28 @@ def test_faults_of_a_plan_are_found(
     monkeypatch.setattr(probe, "_planned", wrong)
     machine = replace(Accelerator.load(preset), **changes)
     with pytest.raises(TraceError, match="something else"):
-        run(tmp_path / "t.h5", network_of(schedule_shape()), [9], EPUR, machine, False)
+        lengths = [9] * (1 + (preset == "epur-batch"))
+        run(tmp_path / "t.h5", network_of(schedule_shape()), lengths, EPUR, machine, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Forgetful(probe.Walk):
+    """The initial state never comes; it is zero, as the buffers are."""
+
+    def state(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("preset", probe.WALKS)
+def test_a_forgotten_write_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, level: str
+) -> None:
+    monkeypatch.setenv("EPUR_SIMD", level)
+    monkeypatch.setattr(probe, "Walk", Forgetful)
+    machine = Accelerator.load(preset)
+    with pytest.raises(TraceError, match="something else"):
+        run(tmp_path / "t.h5", network_of(schedule_shape()), [3], EPUR, machine, False)
     assert list(tmp_path.iterdir()) == []
 
 
