@@ -152,7 +152,7 @@ class Probe:
     def __post_init__(self) -> None:
         m, a = self.machine, self.machine.accelerator
         self._place = {c.name: n for n, c in enumerate(m.components())}
-        self._held = np.zeros((4, a.weight_buffer_bytes // a.width + 1), np.uint32)
+        self._held = np.zeros((4, max(1, a.weight_buffer_bytes // a.width)), np.uint32)
         #: By pass, numbers of the first units of its weights, and of W_x alone where it lies apart.
         self._tags: dict[str, tuple[int, int]] = {}
         tag = 1
@@ -198,6 +198,12 @@ class Probe:
         found = []
         for each, one in zip(given, members, strict=False):
             spilled = each.spill is not None
+            shapes = [one.operands.shape, one.values.shape, one.h.shape]
+            if shapes != [(each.steps, shape.inputs), (each.steps, shape.cells), (shape.cells,)]:
+                raise TraceError(
+                    "probe", shape.name, f"has inputs, outputs and initial h of shapes {shapes}",
+                    f"give ({each.steps}, {shape.inputs}), ({each.steps}, {shape.cells}) and ({shape.cells},)",
+                )  # fmt: skip
             found.append((
                 each.steps, special.get("x", each.source_address),
                 head.half_address if spilled else each.out_address, each.state_address,
@@ -206,7 +212,7 @@ class Probe:
             ))  # fmt: skip
         before = [p for p in self._before(shape) if head.parts]
         parts = [(at, p.cells, subs) for p, (at, subs) in zip(before, head.parts, strict=True)]
-        rows = np.zeros((4, a.row_buffer_bytes // a.width + 1), np.uint32)
+        rows = np.zeros((4, max(1, a.row_buffer_bytes // a.width)), np.uint32)
         return Walk(
             self.level, self.log, numbers | special, found, out, self._held, rows, np.zeros(stored, np.uint8),
             np.array(parts, np.int64).reshape(-1, 3),

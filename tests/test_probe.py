@@ -87,7 +87,9 @@ def run(
         for steps in lengths
     ]
     initial = [states_of(net, rng) for _ in lengths] if given else None
-    return probe.probe_sequences(path, net, x, layers, initial, arithmetic, machine, {"a": 1})
+    found = probe.probe_sequences(path, net, x, layers, initial, arithmetic, machine, {"a": 1})
+    assert found.totals() == Trace.open(path).totals()
+    return found
 
 
 def decoded(
@@ -101,7 +103,9 @@ def decoded(
     initial = states_of(net, rng) if given else None
     origins = None if parents is None else np.array(parents, np.intp)
     done = probe.Decoded(replace(net, host_between=between), x, layers, initial, origins)
-    return probe.probe_runs(path, [done], arithmetic, machine, {"a": 1})
+    found = probe.probe_runs(path, [done], arithmetic, machine, {"a": 1})
+    assert found.totals() == Trace.open(path).totals()
+    return found
 
 
 def agree(events: Trace, schedule: Schedule, wanted: Any) -> None:
@@ -437,7 +441,10 @@ STACK = (LayerShape("0", 21, 18, True),), (LayerShape("1", 18, 33),)
 WRONG_STEPS: dict[str, Callable[[Any], Any]] = {
     "state": lambda given: replace(given, state_address=given.state_address + 32),
     "input": lambda given: replace(given, source_address=given.source_address - 32),
+    "output": lambda given: replace(given, out_address=given.out_address + 4),
     "weights": lambda given: replace(given, matrix=dict.fromkeys(given.matrix, 64)),
+    "weights beyond": lambda given: replace(given, matrix=dict.fromkeys(given.matrix, 1 << 40)),
+    "weights before": lambda given: replace(given, matrix=dict.fromkeys(given.matrix, -(1 << 40))),
 }
 
 
@@ -524,6 +531,16 @@ def test_an_interrupted_probe_keeps_what_there_is(
     partial = Trace.open(tmp_path / "t.h5.partial")
     assert not partial.complete
     assert 5_000 < partial.count() < 30_000
+
+
+def test_outputs_of_another_shape_are_refused(tmp_path: Path) -> None:
+    net, machine = network_of(schedule_shape()), Accelerator.load("epur")
+    x, layers = np.zeros((3, 21), np.float32), [np.zeros((3, n), np.float32) for n in (36, 33)]
+    probe.probe_sequences(tmp_path / "t.h5", net, [x], [layers], None, EPUR, machine, {})
+    for wrong in ([layers[0][:2], layers[1]], [layers[0], layers[1][:, 1:]]):
+        with pytest.raises(TraceError, match="shapes"):
+            probe.probe_sequences(tmp_path / "w.h5", net, [x], [wrong], None, EPUR, machine, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["t.h5"]
 
 
 def test_an_unwritable_place_is_told(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ static epur_row *log_new(epur_log *g, epur_site *s) {
 
 static int same(epur_loop a, epur_loop b) { return a.count == b.count && a.by == b.by && a.wait == b.wait; }
 
-/* Accesses as they were performed, in two nested loops. Turns of one kind that follow one another share a row, whoever
- * performed them. `lane` is a role, ROLES further for each sequence. */
+/* Accesses as they were performed, in two nested loops; turns of the outer one do not overlap. Turns of one kind that follow
+ * one another share a row, whoever performed them. `lane` is a role, ROLES further for each sequence. */
 static void accesses(epur_log *g, int64_t component, int op, int64_t lane, int64_t cycle, int64_t address, int64_t bytes,
                      epur_loop outer, epur_loop inner) {
     if (inner.count == 1 || (outer.by == inner.count * inner.by && outer.wait == inner.count * inner.wait)) {
@@ -36,12 +36,6 @@ static void accesses(epur_log *g, int64_t component, int op, int64_t lane, int64
     }
     if (inner.count == 1) inner.by = inner.wait = 0;
     if (outer.count == 1) outer.by = outer.wait = 0;
-    if (outer.wait < (inner.count - 1) * inner.wait && outer.count > 1) { /* they overlap: not a row */
-        const epur_loop once = {1, 0, 0};
-        for (int64_t k = 0; k < outer.count; k++)
-            accesses(g, component, op, lane, cycle + k * outer.wait, address + k * outer.by, bytes, once, inner);
-        return;
-    }
     epur_site *s = &g->sites[(component * 2 + op) * g->lanes + lane];
     const epur_loop next = {2, address - s->address, cycle - s->cycle};
     g->accesses += outer.count * inner.count;
@@ -211,15 +205,24 @@ static int64_t multifunction(epur_probe *p, int64_t member, int64_t k, int64_t c
     return out;
 }
 
-/* Units of row k of a matrix are written, or read. */
-static inline void put(uint32_t *held, int64_t tag, int64_t k, int64_t units) {
-    for (int64_t u = 0; u < units; u++) held[u] = (uint32_t)(tag + k * units + u);
+/* Units of row k of a matrix are written to a buffer of `size` units, or read. */
+static inline void put(epur_probe *p, uint32_t *held, int64_t size, int64_t at, int64_t tag, int64_t k, int64_t units) {
+    if (!within(size, at, units)) {
+        p->wrong++;
+        return;
+    }
+    for (int64_t u = 0; u < units; u++) held[at + u] = (uint32_t)(tag + k * units + u);
 }
 
-static inline void check(epur_probe *p, const uint32_t *held, int64_t tag, int64_t k, int64_t units) {
+static inline void check(epur_probe *p, const uint32_t *held, int64_t size, int64_t at, int64_t tag, int64_t k,
+                         int64_t units) {
     const uint32_t first = (uint32_t)(tag + k * units);
     uint32_t wrong = 0;
-    for (int64_t u = 0; u < units; u++) wrong |= held[u] ^ (first + (uint32_t)u);
+    if (!within(size, at, units)) {
+        p->wrong++;
+        return;
+    }
+    for (int64_t u = 0; u < units; u++) wrong |= held[at + u] ^ (first + (uint32_t)u);
     p->wrong += wrong != 0;
 }
 
@@ -229,7 +232,7 @@ static void read_weights(epur_probe *p, int q, int64_t lane, int64_t tag, int64_
                          int64_t subs, int64_t cycle, int64_t every, int64_t wait) {
     const int64_t size = p->sw[q], row = subs * size, address = p->matrix[q] + lies * row;
     for (int64_t j = 0; j < count; j++)
-        check(p, p->held[q] + (address + j * row) / p->width, tag, k + j, row / p->width);
+        check(p, p->held[q], p->held_size, (address + j * row) / p->width, tag, k + j, row / p->width);
     accesses(p->log, p->weights[q], READ, lane, cycle, address, size, (epur_loop){count, row, every},
              (epur_loop){subs, size, wait});
 }
@@ -239,7 +242,7 @@ static int64_t fetch_row(epur_probe *p, int64_t cycle, int64_t source, int64_t t
     int64_t moved = 0;
     for (int q = 0; q < 4; q++) {
         const int64_t size = subs * p->sw[q], address = p->matrix[q] + lies * size;
-        put(p->held[q] + address / p->width, tag, k, size / p->width);
+        put(p, p->held[q], p->held_size, address / p->width, tag, k, size / p->width);
         moved += fetch(p, cycle + moved, source + moved * p->burst, size, &p->weights[q], 1, FETCHED, address, p->sw[q], q);
     }
     return moved;
@@ -385,7 +388,7 @@ static void probe_forward(epur_probe *p, int64_t k, int64_t count, int64_t loade
         int64_t moved = 0;
         for (int q = 0; q < 4; q++) {
             const int64_t size = p->nx * p->sw[q], address = slot * size;
-            put(p->row[q] + address / p->width, tag, k, size / p->width);
+            put(p, p->row[q], p->row_size, address / p->width, tag, k, size / p->width);
             moved += fetch(p, loaded + moved, p->rows + (k * of_x + moved) * p->burst, size, &p->row_of[q], 1,
                            FETCHED + slot, address, p->sw[q], 4 + q);
         }
@@ -396,7 +399,7 @@ static void probe_forward(epur_probe *p, int64_t k, int64_t count, int64_t loade
                       (m->x + time_of(p, m, t) * p->x_pitch - p->x_base) / (p->x_sub / p->width), t);
             for (int q = 0; q < 4; q++) {
                 const int64_t units = p->nx * p->sw[q] / p->width;
-                check(p, p->row[q] + slot * units, tag, k, units);
+                check(p, p->row[q], p->row_size, slot * units, tag, k, units);
             }
             read_operand(p, m, 0, p->inputs, mark(t));
             memset(p->stored + sums_at(p, t, k) * 4, mark(t), 4);

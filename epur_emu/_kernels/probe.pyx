@@ -59,7 +59,7 @@ cdef extern from * nogil:
         int64_t bank[4]
         int64_t rows, params, x_from, x_base, x_pitch, x_sub, y_pitch, y_base, kept, partials
         int64_t dpu, add, link, quantise, lookup, p, tm, tc, z, tag, tag_x, share, region, stay, cell_at
-        int64_t low, span, begun, pace, parts, out_size
+        int64_t low, span, begun, pace, parts, out_size, held_size, row_size
         const int64_t *part
         epur_member *members
         float *out
@@ -182,6 +182,7 @@ cdef class Walk:
             self.p.row_of[q] = n["row_of"][q]
             self.p.matrix[q], self.p.bank[q] = n["matrix"][q], n["bank"][q]
             self.p.held[q], self.p.row[q] = &held[q, 0], &rows[q, 0]
+        self.p.held_size, self.p.row_size = held.shape[1], rows.shape[1]
         self.p.parts = len(part)
         self.p.part = &part[0, 0] if len(part) else NULL
         self.p.out, self.p.out_size, self.p.stored = &out[0], out.shape[0], &stored[0]

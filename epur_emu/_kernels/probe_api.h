@@ -67,6 +67,7 @@ typedef struct {
     epur_member *members;
     int64_t out_size;  /* numbers */
     float *out;        /* half of the intermediate memory where outputs go */
+    int64_t held_size, row_size; /* units */
     uint32_t *held[4]; /* weight buffers: number of each unit */
     uint32_t *row[4];  /* row buffers */
     uint8_t *stored;   /* partial sums of a stretch (steps, cells, 4): of which step */
