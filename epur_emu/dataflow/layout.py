@@ -270,7 +270,10 @@ class Builder:
     ) -> None:
         """One stream for each component; `advance` moves the address from one repetition to the next."""
         names = list(components)
-        if not names or any(count == 0 for count, _, _ in loops):
+        for count, _, _ in loops:
+            if count == 0:
+                return
+        if not names:
             return
         nest = tuple(loops)
         if self.repeat[0] != 1:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from epur_emu._kernels import nests
 from epur_emu.errors import TraceError
 from epur_emu.streams import LIMIT, OPS, AccessStream, Component, Phase, check_integer
 from epur_emu.trace import hdf5
@@ -126,12 +127,12 @@ class Trace:
         """
         added = 0
         for phase in phases:
-            for stream in phase.streams:
-                added += stream.total_bytes
-                if stream.component not in self._place:
+            for (component, _), (_, size) in nests.sums(phase.streams).items():
+                added += size
+                if component not in self._place:
                     raise TraceError(
                         "trace", f"phase {phase.kind} of {phase.layer}",
-                        f"has a stream of {stream.component}, which is no component",
+                        f"has a stream of {component}, which is no component",
                         f"use one of {', '.join(self._place)}",
                     )  # fmt: skip
         if events is not None and len(events):
@@ -226,19 +227,13 @@ class Trace:
         Accesses kept as single events count for phase index -1.
         """
         sums: Totals = {}
-
-        def add(key: tuple[int, str, str], accesses: int, size: int) -> None:
-            before = sums.get(key, (0, 0))
-            sums[key] = (before[0] + accesses, before[1] + size)
-
         for index, phase in enumerate(self.phases):
-            for stream in phase.streams:
-                key = (index, stream.component, stream.op)
-                add(key, stream.accesses, stream.total_bytes)
+            for (component, op), both in nests.sums(phase.streams).items():
+                sums[index, component, op] = both
         for index, summary in self._held().summaries.items():
-            for op, (accesses, size) in zip(OPS, summary.sums, strict=True):
-                if accesses:
-                    add((-1, self.components[index].name, op), accesses, size)
+            for op, both in zip(OPS, summary.sums, strict=True):
+                if both[0]:
+                    sums[-1, self.components[index].name, op] = both
         return sums
 
     def operations(self) -> dict[tuple[str, str], int]:
