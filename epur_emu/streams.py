@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -366,6 +367,11 @@ class Phase:
                 )
             operations.append((name, unit, check_integer(source, f"count of {name}", count, 0)))
         object.__setattr__(self, "operations", tuple(operations))
+
+    @cached_property
+    def sums(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(accesses, bytes) by (component, op), in the order in which they come."""
+        return nests.sums(self.streams)
 
     @property
     def first_cycle(self) -> int:

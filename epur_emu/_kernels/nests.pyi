@@ -1,8 +1,10 @@
 from collections.abc import Iterable
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+S = TypeVar("S", bound="Stream")
 
 class Stream:
     component: str
@@ -23,4 +25,7 @@ class Stream:
 def table(
     out: npt.NDArray[np.int64], first: int, phase: int, streams: Iterable[Stream], place: dict[str, int]
 ) -> tuple[int, int]: ...
+def moved(
+    streams: Iterable[S], regions: list[tuple[str, int, int, int]], cycles: int
+) -> list[S]: ...
 def sums(streams: Iterable[Stream]) -> dict[tuple[str, str], tuple[int, int]]: ...

@@ -187,6 +187,24 @@ def table(int64_t[:, ::1] out, Py_ssize_t first, Py_ssize_t phase, streams, dict
     return min(begin, end), end
 
 
+def moved(streams, list regions, cycles):
+    """The same streams, so many cycles later.
+
+    Those of a component that begin in one of its `regions` (component, first address, address behind, bytes) also
+    move by so many bytes.
+    """
+    cdef Stream s
+    out = []
+    for s in streams:
+        address = s.address
+        for component, begin, end, by in regions:
+            if s.component == component and begin <= s.address < end:
+                address += by
+                break
+        out.append(type(s)(s.component, s.op, s.bytes, address, s.cycle + cycles, s.loops))
+    return out
+
+
 def sums(streams):
     """(accesses, bytes) by (component, op), in the order in which they come."""
     cdef dict found = {}

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from epur_emu._kernels import nests
 from epur_emu.errors import TraceError
 from epur_emu.streams import LIMIT, OPS, AccessStream, Component, Phase, check_integer
 from epur_emu.trace import hdf5
@@ -127,7 +126,7 @@ class Trace:
         """
         added = 0
         for phase in phases:
-            for (component, _), (_, size) in nests.sums(phase.streams).items():
+            for (component, _), (_, size) in phase.sums.items():
                 added += size
                 if component not in self._place:
                     raise TraceError(
@@ -228,7 +227,7 @@ class Trace:
         """
         sums: Totals = {}
         for index, phase in enumerate(self.phases):
-            for (component, op), both in nests.sums(phase.streams).items():
+            for (component, op), both in phase.sums.items():
                 sums[index, component, op] = both
         for index, summary in self._held().summaries.items():
             for op, both in zip(OPS, summary.sums, strict=True):
