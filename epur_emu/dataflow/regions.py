@@ -83,6 +83,8 @@ class Order:
         By gate, bytes of a pass in the weight buffer: all of it stays there while the pass runs.
     spills : bool
         Whether outputs can go to DRAM step by step.
+    watched : bool
+        Whether `run_pass` must see every pass, those that equal another included.
     """
 
     weight_bytes: Callable[[Machine, LayerShape], int]
@@ -92,6 +94,7 @@ class Order:
     prefetch: Callable[[Builder, LayerShape, Given], int] | None = None
     needs: Callable[[Machine, LayerShape], dict[str, int]] | None = None
     spills: bool = False
+    watched: bool = False
 
     def of(self, m: Machine, layer: Sequence[LayerShape]) -> Order:
         """The order of a layer: this one, or the one that stands in for it."""
@@ -196,7 +199,7 @@ class Passes:
                 self._move(order, model, first, shape, given, wait)
                 return Run(run.end + wait, run.loaded + wait)
         run = order.run_pass(self.builder, shape, given, direction)
-        if given.load:
+        if given.load and not order.watched:
             self._made.append((order, shape, given, run))
         return run
 
