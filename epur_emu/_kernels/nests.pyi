@@ -23,7 +23,7 @@ class Stream:
     def __hash__(self) -> int: ...
 
 def table(
-    out: npt.NDArray[np.int64], first: int, phase: int, streams: Iterable[Stream], place: dict[str, int]
+    out: npt.NDArray[np.void], first: int, phase: int, streams: Iterable[Stream], place: dict[str, int]
 ) -> tuple[int, int]: ...
 def moved(
     streams: Iterable[S], regions: list[tuple[str, int, int, int]], cycles: int

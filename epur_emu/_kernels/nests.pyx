@@ -5,7 +5,7 @@ Only plain values are taken here, and only those that are in order; all others a
 what is wrong.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 
 cdef extern from *:
     """
@@ -34,6 +34,15 @@ cdef struct nest:
     int64_t by[MOST]
     int64_t wait[MOST]
     int64_t accesses, span
+
+
+cdef packed struct stream_row:
+    int32_t phase, component
+    uint8_t op
+    int64_t bytes, address, cycle
+    int64_t count[MOST]
+    int64_t by[MOST]
+    int64_t wait[MOST]
 
 
 cdef inline bint _number(object value, int64_t least, int64_t* out) except -1:
@@ -157,11 +166,8 @@ cdef inline bint _plain_name(name) except -1:
             and (<str>name).isprintable())
 
 
-def table(int64_t[:, ::1] out, Py_ssize_t first, Py_ssize_t phase, streams, dict place):
-    """One row for each of a phase's streams, from row `first` on.
-
-    Columns are phase, component, op, bytes, address, cycle, and count, address stride and cycle stride of
-    each of 6 loops; those beyond a stream's own are (1, 0, 0).
+def table(stream_row[::1] out, Py_ssize_t first, Py_ssize_t phase, streams, dict place):
+    """One row for each of a phase's streams, from row `first` on; loops beyond a stream's own are (1, 0, 0).
 
     Returns
     -------
@@ -171,17 +177,19 @@ def table(int64_t[:, ::1] out, Py_ssize_t first, Py_ssize_t phase, streams, dict
     cdef Py_ssize_t row = first, k, depth
     cdef int64_t begin = LIMIT, end = 0
     cdef Stream s
+    cdef stream_row* r
     cdef tuple loop
     for s in streams:
+        r = &out[row]
         depth = len(s.loops)
-        out[row, 0], out[row, 1], out[row, 2] = phase, place[s.component], s.op == "write"
-        out[row, 3], out[row, 4], out[row, 5] = s.bytes, s.address, s.cycle
+        r.phase, r.component, r.op = <int32_t>phase, place[s.component], s.op == "write"
+        r.bytes, r.address, r.cycle = s.bytes, s.address, s.cycle
         for k in range(MOST):
             if k < depth:
                 loop = s.loops[k]
-                out[row, 6 + 3 * k], out[row, 7 + 3 * k], out[row, 8 + 3 * k] = loop[0], loop[1], loop[2]
+                r.count[k], r.by[k], r.wait[k] = loop[0], loop[1], loop[2]
             else:
-                out[row, 6 + 3 * k], out[row, 7 + 3 * k], out[row, 8 + 3 * k] = 1, 0, 0
+                r.count[k], r.by[k], r.wait[k] = 1, 0, 0
         begin, end = min(begin, s.cycle), max(end, s.cycle + s.span + 1)
         row += 1
     return min(begin, end), end

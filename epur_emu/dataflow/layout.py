@@ -95,6 +95,7 @@ class Sizes:
             for q, a in own.items()
         }
         ce = own["g"].cell.bytes
+        units = {id(a): UnitFormats.of(a) for a in own.values()}  # most often one for all gates
         return cls(
             nx=-(-shape.inputs // width),
             nh=-(-shape.cells // width),
@@ -106,7 +107,7 @@ class Sizes:
             ce=ce,
             sc=width * ce,
             quantised=tuple(q for q, a in own.items() if isinstance(a.partial, LinearFormat)),
-            units={q: UnitFormats.of(a) for q, a in own.items()},
+            units={q: units[id(a)] for q, a in own.items()},
         )
 
 
@@ -137,11 +138,11 @@ class Machine:
         self.xe = max(arithmetic.at(p.name, q).input.bytes for p in passes for q in GATES)
         self.ye = max(arithmetic.at(p.name, "o").output.bytes for p in passes)
         self.sx, self.sy = width * self.xe, width * self.ye
-        self._sizes = {p: Sizes.of(p, arithmetic, width) for p in passes}
+        self._sizes = {p.name: Sizes.of(p, arithmetic, width) for p in passes}
 
     def of(self, shape: LayerShape) -> Sizes:
         """Sizes of one of the network's passes."""
-        return self._sizes[shape]
+        return self._sizes[shape.name]
 
     @property
     def burst(self) -> int:

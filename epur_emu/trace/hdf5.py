@@ -375,14 +375,11 @@ def _streams(
     phases: Sequence[Phase], place: dict[str, int]
 ) -> tuple[npt.NDArray[Any], list[tuple[int, int]]]:
     """The table of streams, and the cycles of each phase, from the first to after the last."""
-    flat = np.empty((sum(len(p.streams) for p in phases), 6 + 3 * MAX_LOOPS), np.int64)
+    table = np.empty(sum(len(p.streams) for p in phases), _TABLES["streams"])
     spans, first = [], 0
     for index, p in enumerate(phases):
-        spans.append(nests.table(flat, first, index, p.streams, place))
+        spans.append(nests.table(table, first, index, p.streams, place))
         first += len(p.streams)
-    table = np.empty(len(flat), _TABLES["streams"])
-    for column, name in enumerate(table.dtype.names or ()):
-        table[name] = flat[:, column] if column < 6 else flat[:, column :: 3]
     return table, spans
 
 
