@@ -95,7 +95,6 @@ class Sizes:
             for q, a in own.items()
         }
         ce = own["g"].cell.bytes
-        units = {id(a): UnitFormats.of(a) for a in own.values()}  # most often one for all gates
         return cls(
             nx=-(-shape.inputs // width),
             nh=-(-shape.cells // width),
@@ -107,7 +106,7 @@ class Sizes:
             ce=ce,
             sc=width * ce,
             quantised=tuple(q for q, a in own.items() if isinstance(a.partial, LinearFormat)),
-            units={q: units[id(a)] for q, a in own.items()},
+            units={q: UnitFormats.of(a) for q, a in own.items()},
         )
 
 
@@ -138,7 +137,13 @@ class Machine:
         self.xe = max(arithmetic.at(p.name, q).input.bytes for p in passes for q in GATES)
         self.ye = max(arithmetic.at(p.name, "o").output.bytes for p in passes)
         self.sx, self.sy = width * self.xe, width * self.ye
-        self._sizes = {p.name: Sizes.of(p, arithmetic, width) for p in passes}
+        self._sizes: dict[str, Sizes] = {}
+        known: dict[object, Sizes] = {}
+        for p in passes:
+            key = p.name if arithmetic.overrides else (p.inputs, p.cells)
+            if key not in known:
+                known[key] = Sizes.of(p, arithmetic, width)
+            self._sizes[p.name] = known[key]
 
     def of(self, shape: LayerShape) -> Sizes:
         """Sizes of one of the network's passes."""
