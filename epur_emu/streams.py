@@ -140,6 +140,8 @@ def canonical(loops: Iterable[Loop]) -> tuple[Loop, ...]:
 class AccessStream(nests.Stream):
     """Accesses of one component in one affine loop nest, in order of time.
 
+    ``stream.at(component)`` gives the same accesses of another component.
+
     Access number k, written in the mixed radix of the loops' counts with digits d, happens at
     ``cycle + sum(d * cycle stride)`` on ``address + sum(d * address stride)``. Loops are brought to
     canonical form at creation, so equal streams compare equal.
