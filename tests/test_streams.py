@@ -224,7 +224,9 @@ def test_bad_components_are_refused(values: tuple[Any, ...]) -> None:
     with pytest.raises(TraceError):
         Component(*values)
 
-EDGES = st.sampled_from([0, 1, 2, -1, LIMIT - 1, LIMIT, LIMIT + 1, -LIMIT, -LIMIT - 1, 2**63, -(2**64), True, None])
+EDGES = st.sampled_from(
+    [0, 1, 2, -1, LIMIT - 1, LIMIT, LIMIT + 1, -LIMIT, -LIMIT - 1, 2**63, -(2**64), True, None]
+)
 NUMBERS = st.integers(-3, 9) | st.integers(-(2**65), 2**65) | EDGES
 LOOPS = st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), max_size=7).map(tuple)
 
