@@ -23,8 +23,9 @@ cdef extern from *:
 cdef extern from "Python.h":
     int64_t PyLong_AsLongLongAndOverflow(object, int*) except? -1
 
-DEF MOST = 6
-DEF MOST_NAME = 255
+cdef enum:
+    MOST = 6  # loops
+    MOST_NAME = 255  # bytes
 
 
 cdef struct nest:
