@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class Accelerator:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` gives the same Accelerator back."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any], source: str | Path = "accelerator") -> Accelerator:
