@@ -69,6 +69,7 @@ extensions = [
     kernel("expand", [], "expand.h"),
     kernel("probe", levels("probe"), "probe.h", "probe_api.h"),
     kernel("lines", []),
+    kernel("nests", []),
     kernel("operations", ["exact.c"], "datapath.h", "exact.h"),
     kernel(
         "stack",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from fractions import Fraction
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from epur_emu.errors import AcceleratorError
-from epur_emu.toml import read_toml
+from epur_emu.toml import Presets
 
 _KINDS: dict[str, list[type]] = {
     "str": [str], "int": [int], "float": [int, float], "bool": [bool],
@@ -121,7 +119,7 @@ class Accelerator:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` gives the same Accelerator back."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any], source: str | Path = "accelerator") -> Accelerator:
@@ -145,13 +143,7 @@ class Accelerator:
             No preset and no file is called so, or the file is damaged.
         """
         text = str(name)
-        path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
-        if not os.path.isfile(str(path)):
-            raise AcceleratorError(
-                "accelerator", repr(text), "is neither a preset nor a file",
-                f"use one of {', '.join(presets())} or the path of a TOML file",
-            )  # fmt: skip
-        plain = read_toml(path, AcceleratorError, "mend the file")
+        plain = _PRESETS.read(text)
         try:
             return cls.from_dict(plain, text)
         except AcceleratorError as error:
@@ -175,7 +167,7 @@ def _value(name: str, given: Any, source: str | Path) -> Any:
     return given["value"]
 
 
-_PRESETS = resources.files("epur_emu") / "data" / "accelerators"
+_PRESETS = Presets("accelerators", "accelerator", AcceleratorError)
 
 
 def preset_text(name: str) -> str:
@@ -190,11 +182,9 @@ def preset_text(name: str) -> str:
         raise AcceleratorError(
             "accelerator", repr(name), "is no preset", f"use one of {', '.join(presets())}"
         )
-    return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
+    return _PRESETS.file(name).read_text(encoding="utf-8")
 
 
 def presets() -> list[str]:
     """Names of the accelerators that come with the package."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml")
-    )
+    return _PRESETS.names()

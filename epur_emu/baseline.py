@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from epur_emu.errors import EpurError
 from epur_emu.network import LayerShape
-from epur_emu.toml import read_toml
+from epur_emu.toml import Presets
 
 Shape = tuple[tuple[LayerShape, ...], ...]
 
@@ -134,21 +133,12 @@ class Baseline:
         EpurError
             There is none, or it is damaged.
         """
-        text = str(name)
-        path = _PRESETS / f"{text}.toml" if text in baselines() else Path(text)
-        if not path.is_file():
-            raise EpurError(
-                "baseline", repr(text), "is neither a preset nor a file",
-                f"use one of {', '.join(baselines())} or the path of a TOML file",
-            )  # fmt: skip
-        return cls.from_dict(read_toml(path, EpurError, "mend the file"), text)
+        return cls.from_dict(_PRESETS.read(str(name)), str(name))
 
 
-_PRESETS = resources.files("epur_emu") / "data" / "baselines"
+_PRESETS = Presets("baselines", "baseline", EpurError)
 
 
 def baselines() -> list[str]:
     """Names of the processors that come with the package."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml")
-    )
+    return _PRESETS.names()

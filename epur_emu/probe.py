@@ -607,7 +607,7 @@ def _planned(
 
         return replace(
             order, run_pass=run_pass, prefetch=order.prefetch and prefetch,
-            stand_in=order.stand_in and stand_in,
+            stand_in=order.stand_in and stand_in, watched=True,
         )  # fmt: skip
 
     def batch_pass(b: Builder, shape: LayerShape, placed: Sequence[Given]) -> Run:

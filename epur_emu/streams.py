@@ -6,10 +6,12 @@ import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from epur_emu._kernels import nests
 from epur_emu.errors import TraceError
 
 #: (count, address stride in bytes, cycle stride).
@@ -53,11 +55,6 @@ def check_name(source: str, field: str, name: str) -> str:
     return name
 
 
-def _plain_name(name: object) -> bool:
-    """Whether `check_name` takes it, found quickly; False says nothing."""
-    return type(name) is str and 0 < len(name) <= MAX_NAME and name.isascii() and name.isprintable()
-
-
 def check_integer(source: str, field: str, value: object, least: int) -> int:
     """`value` as a plain int if it is an integer from `least` to `LIMIT`.
 
@@ -67,7 +64,7 @@ def check_integer(source: str, field: str, value: object, least: int) -> int:
         It is not; `source` and `field` are named.
     """
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = int(operator.index(value))  # type: ignore[arg-type]
     except TypeError:
         raise TraceError(source, field, f"is {value!r:.80}", "give an integer") from None
     if not least <= number <= LIMIT:
@@ -111,9 +108,9 @@ class Component:
         if self.capacity is not None:
             capacity = check_integer(self.name, "capacity", self.capacity, 0)
             object.__setattr__(self, "capacity", capacity)
-        for field in ("width_bits", "banks"):
-            value = check_integer(self.name, field, getattr(self, field), 1)
-            object.__setattr__(self, field, value)
+        for name in ("width_bits", "banks"):
+            value = check_integer(self.name, name, getattr(self, name), 1)
+            object.__setattr__(self, name, value)
 
 
 def canonical(loops: Iterable[Loop]) -> tuple[Loop, ...]:
@@ -140,9 +137,10 @@ def canonical(loops: Iterable[Loop]) -> tuple[Loop, ...]:
     return tuple(reversed(kept))
 
 
-@dataclass(frozen=True)
-class AccessStream:
+class AccessStream(nests.Stream):
     """Accesses of one component in one affine loop nest, in order of time.
+
+    ``stream.at(component)`` gives the same accesses of another component.
 
     Access number k, written in the mixed radix of the loops' counts with digits d, happens at
     ``cycle + sum(d * cycle stride)`` on ``address + sum(d * address stride)``. Loops are brought to
@@ -162,6 +160,13 @@ class AccessStream:
         Outermost first, at most 6 in canonical form. An address stride may be 0 or negative; a
         cycle stride is at least the span of the loops inside: the stream is sorted in time.
 
+    Attributes
+    ----------
+    accesses : int
+        How many there are; the same as ``len(stream)``.
+    span : int
+        Cycles from the first access to the last.
+
     Raises
     ------
     TraceError
@@ -169,133 +174,58 @@ class AccessStream:
         or more than 6 loops are left.
     """
 
-    component: str
-    op: str
-    bytes: int
-    address: int
-    cycle: int
-    loops: tuple[Loop, ...] = ()
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if not self._plain():
-            self._check()
-
-    def _plain(self) -> bool:
-        """Whether plain integers make a stream, found quickly; loops are brought to canonical form.
-
-        False says nothing: `_check` decides.
-        """
-        name, size, cycle, loops = self.component, self.bytes, self.cycle, self.loops
-        low = high = self.address
-        if not (
-            type(size) is type(cycle) is type(low) is int
-            and _plain_name(name) and self.op in OPS and type(loops) is tuple and len(loops) <= MAX_LOOPS
-        ):  # fmt: skip
-            return False
-        span, accesses, changed = 0, 1, False
-        inside = inside_by = inside_wait = 0
-        for loop in reversed(loops):
-            try:
-                count, by, wait = loop
-            except (TypeError, ValueError):
-                return False
-            if not (type(loop) is tuple and type(count) is type(by) is type(wait) is int):
-                return False
-            if count < 2 or wait < span:
-                # A loop of one turn has no bounds but those of its numbers.
-                if count != 1 or not (-LIMIT <= by <= LIMIT and -LIMIT <= wait <= LIMIT):
-                    return False
-                changed = True
-                continue
-            span += (count - 1) * wait
-            if by < 0:
-                low += (count - 1) * by
-            else:
-                high += (count - 1) * by
-            accesses *= count
-            if inside and inside * inside_by == by and inside * inside_wait == wait:
-                changed = True
-            inside, inside_by, inside_wait = count, by, wait
-        if low < 0 or high + size > LIMIT or not 0 <= cycle <= LIMIT - span:
-            return False
-        if not 0 < size <= accesses * size <= LIMIT:
-            return False
-        held = self.__dict__
-        held["accesses"], held["span"] = accesses, span
-        if changed:
-            object.__setattr__(self, "loops", canonical(loops))
-        return True
-
-    def _check(self) -> None:
-        source = f"stream of {self.component!s:.80}"
-        check_name("stream", "component", self.component)
-        if self.op not in OPS:
-            raise TraceError(source, "op", f"is {self.op!r:.80}", "give 'read' or 'write'")
-        for field, least in (("bytes", 1), ("address", 0), ("cycle", 0)):
-            object.__setattr__(
-                self, field, check_integer(source, field, getattr(self, field), least)
-            )
+    @staticmethod
+    def _checked(
+        component: object, op: object, size: object, address: object, cycle: object, loops: Any
+    ) -> tuple[Any, ...]:
+        """The arguments as plain values that are in order, or the error that names what is not."""
+        source = f"stream of {component!s:.80}"
+        check_name("stream", "component", component)  # type: ignore[arg-type]
+        if op not in OPS:
+            raise TraceError(source, "op", f"is {op!r:.80}", "give 'read' or 'write'")
+        size = check_integer(source, "bytes", size, 1)
+        address = low = high = check_integer(source, "address", address, 0)
+        cycle = check_integer(source, "cycle", cycle, 0)
         try:
-            given = [(c, a, t) for c, a, t in self.loops]
+            given = [(c, a, t) for c, a, t in loops]
         except (TypeError, ValueError):
             raise TraceError(
-                source, "loops", f"are {self.loops!r:.80}",
+                source, "loops", f"are {loops!r:.80}",
                 "give (count, address stride, cycle stride) for each",
             ) from None  # fmt: skip
-        loops = canonical(
+        nest = canonical(
             (
                 check_integer(source, "count", count, 1),
-                check_integer(source, "address stride", address, -LIMIT),
-                check_integer(source, "cycle stride", cycle, -LIMIT),
+                check_integer(source, "address stride", by, -LIMIT),
+                check_integer(source, "cycle stride", wait, -LIMIT),
             )
-            for count, address, cycle in given
+            for count, by, wait in given
         )
-        object.__setattr__(self, "loops", loops)
-        if len(loops) > MAX_LOOPS:
+        if len(nest) > MAX_LOOPS:
             raise TraceError(
-                source, "loops", f"are {len(loops)} deep", f"split it into nests of {MAX_LOOPS}"
+                source, "loops", f"are {len(nest)} deep", f"split it into nests of {MAX_LOOPS}"
             )
-        span, low, high, accesses = 0, self.address, self.address, 1
-        for count, address, cycle in reversed(loops):
-            if cycle < span:
+        span, accesses = 0, 1
+        for count, by, wait in reversed(nest):
+            if wait < span:
                 raise TraceError(
-                    source, "cycle stride", f"is {cycle}, less than the {span} of the loops inside",
+                    source, "cycle stride", f"is {wait}, less than the {span} of the loops inside",
                     "split the stream where it goes back in time",
                 )  # fmt: skip
-            span += (count - 1) * cycle
-            low += min(0, (count - 1) * address)
-            high += max(0, (count - 1) * address)
+            span += (count - 1) * wait
+            low += min(0, (count - 1) * by)
+            high += max(0, (count - 1) * by)
             accesses *= count
         check_integer(source, "lowest address", low, 0)
-        check_integer(source, "end of the highest access", high + self.bytes, 0)
-        check_integer(source, "last cycle", self.cycle + span, 0)
-        check_integer(source, "total bytes", accesses * self.bytes, 0)
-
-    def at(self, component: str) -> AccessStream:
-        """The same accesses of another component."""
-        if not _plain_name(component):
-            check_name("stream", "component", component)
-        other = object.__new__(AccessStream)
-        held = other.__dict__
-        held.update(self.__dict__)
-        held["component"] = component
-        return other
+        check_integer(source, "end of the highest access", high + size, 0)
+        check_integer(source, "last cycle", cycle + span, 0)
+        check_integer(source, "total bytes", accesses * size, 0)
+        return str(component), str(op), size, address, cycle, nest
 
     def __len__(self) -> int:
         return self.accesses
-
-    @cached_property
-    def accesses(self) -> int:
-        """How many accesses; the same as ``len(stream)``."""
-        accesses = 1
-        for count, _, _ in self.loops:
-            accesses *= count
-        return accesses
-
-    @cached_property
-    def span(self) -> int:
-        """Cycles from the first access to the last."""
-        return sum((count - 1) * cycle for count, _, cycle in self.loops)
 
     @property
     def last_cycle(self) -> int:
@@ -439,6 +369,11 @@ class Phase:
                 )
             operations.append((name, unit, check_integer(source, f"count of {name}", count, 0)))
         object.__setattr__(self, "operations", tuple(operations))
+
+    @cached_property
+    def sums(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(accesses, bytes) by (component, op), in the order in which they come."""
+        return nests.sums(self.streams)
 
     @property
     def first_cycle(self) -> int:

@@ -14,8 +14,18 @@ from strategies import arithmetics
 from epur_emu import ARITHMETICS, Accelerator, Trace
 from epur_emu import oracle_accesses as oracle
 from epur_emu.arithmetic import Override
-from epur_emu.dataflow import DATAFLOWS, schedule_batch, schedule_decode, schedule_sequence
+from epur_emu.dataflow import (
+    DATAFLOWS,
+    epur,
+    mwl,
+    schedule_batch,
+    schedule_decode,
+    schedule_sequence,
+    tiled,
+)
 from epur_emu.dataflow.decode import resident
+from epur_emu.dataflow.layout import Machine
+from epur_emu.dataflow.regions import sequence
 from epur_emu.emulator import calibrate, emulate, emulate_batch
 from epur_emu.errors import AcceleratorError
 from epur_emu.formats import FP16, FP32, INT8, parse
@@ -89,13 +99,14 @@ def tight_machines(draw):
 
 @st.composite
 def stacks(draw, directions=2):
-    """Layers of odd sizes, one or two passes each."""
+    """Layers of odd sizes, one or two passes each; some are like the one before but for their inputs."""
     layers, width = [], draw(st.integers(1, 40))
-    for n in range(draw(st.integers(1, 3))):
-        cells, peepholes = draw(st.integers(1, 19)), draw(st.booleans())
-        kind = draw(st.sampled_from(["pass", "own"]))  # overrides are for pass*
-        count = draw(st.integers(1, directions))
-        reverse = draw(st.booleans()) if directions == 2 else False
+    for n in range(draw(st.integers(1, 4))):
+        if n == 0 or draw(st.booleans()):
+            cells, peepholes = draw(st.integers(1, 19)), draw(st.booleans())
+            kind = draw(st.sampled_from(["pass", "own"]))  # overrides are for pass*
+            count = draw(st.integers(1, directions))
+            reverse = draw(st.booleans()) if directions == 2 else False
         layers.append(
             tuple(
                 LayerShape(f"{kind}.{n}.{d}", width, cells, peepholes, reverse != (d == 1))
@@ -488,3 +499,23 @@ def test_bits_are_the_oracles(dataflow, name):
     same = np.array_equal(plain.outputs, results[0].outputs)
     assert same == (dataflow != "epur-mwl" or not arithmetic.bit_exact)
     assert results[0].trace.meta["phases"] == [row.to_dict() for row in results[0].timing]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(epur, "epur"), (mwl, "epur-mwl"), (tiled, "epur-tiled")]
+)
+def test_equal_passes_are_made_once(module, name):
+    """A layer like one before is that one moved; `test_a_sequence_is_the_oracles` draws such layers."""
+    made = []
+
+    def spy(b, p, *rest):
+        made.append(p.name)
+        return module.ORDER.run_pass(b, p, *rest)
+
+    shape = tuple(
+        tuple(LayerShape(f"{n}.{d}", 16 if n else 5, 8, True, d == 1) for d in range(2)) for n in range(6)
+    )
+    m = Machine(Accelerator.load(name), ARITHMETICS["epur-fp16"], shape)
+    found = sequence(replace(module.ORDER, run_pass=spy), shape, 3, m, False, 0, 0)
+    assert made == ["0.0", "0.1", "1.0", "1.1"]
+    assert len({p.layer for p in found.phases}) == 12

@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parents[1] / PACKAGE
 # Lowest first. A name is a module of epur_emu, or a package with all that it holds.
 FLOORS = (
     {"errors", "version"},
-    {"formats", "streams", "toml", "units"},
     {"_kernels"},
+    {"formats", "streams", "toml", "units"},
     {"rounding", "network", "arithmetic", "accelerator"},
     {"activations", "baseline", "integers"},
     {"checkpoints", "dataflow", "passes", "trace"},

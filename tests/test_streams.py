@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -221,3 +223,30 @@ def test_bad_phases_are_refused(values: tuple[Any, ...]) -> None:
 def test_bad_components_are_refused(values: tuple[Any, ...]) -> None:
     with pytest.raises(TraceError):
         Component(*values)
+
+EDGES = st.sampled_from(
+    [0, 1, 2, -1, LIMIT - 1, LIMIT, LIMIT + 1, -LIMIT, -LIMIT - 1, 2**63, -(2**64), True, None]
+)
+NUMBERS = st.integers(-3, 9) | st.integers(-(2**65), 2**65) | EDGES
+LOOPS = st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), max_size=7).map(tuple)
+
+
+@given(
+    st.sampled_from(["dram", "", "é" * 127, "é" * 128, "a\n", 3]), st.sampled_from(["read", "write", "Read"]),
+    NUMBERS, NUMBERS, NUMBERS, nests(depth=7) | LOOPS,
+)  # fmt: skip
+def test_quickly_checked_or_in_words_is_the_same(
+    component: Any, op: Any, size: Any, address: Any, cycle: Any, loops: Any
+) -> None:
+    args = component, op, size, address, cycle, loops
+    try:
+        wanted = AccessStream._checked(*args)
+    except TraceError as error:
+        with pytest.raises(TraceError, match=f"^{re.escape(str(error))}$"):
+            AccessStream(*args)
+        return
+    stream = AccessStream(*args)
+    found = stream.component, stream.op, stream.bytes, stream.address, stream.cycle, stream.loops
+    assert found == wanted
+    assert stream.accesses == math.prod(n for n, _, _ in stream.loops)
+    assert stream.span == sum((n - 1) * wait for n, _, wait in stream.loops)

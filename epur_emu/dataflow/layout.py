@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from epur_emu._kernels import nests
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import Arithmetic
 from epur_emu.dataflow.operations import UnitFormats, one_format
@@ -18,6 +19,9 @@ Shape = tuple[tuple[LayerShape, ...], ...]
 
 #: CUs whose gates have peephole weights.
 PEEPHOLE_GATES = ("i", "f", "o")
+
+#: A stretch of a memory and by how much it moves: component, first address, address behind, bytes.
+Region = tuple[str, int, int, int]
 
 #: Places at the beginning of the CUs' buffers.
 AT_ZERO = dict.fromkeys(GATES, 0)
@@ -133,11 +137,17 @@ class Machine:
         self.xe = max(arithmetic.at(p.name, q).input.bytes for p in passes for q in GATES)
         self.ye = max(arithmetic.at(p.name, "o").output.bytes for p in passes)
         self.sx, self.sy = width * self.xe, width * self.ye
-        self._sizes = {p: Sizes.of(p, arithmetic, width) for p in passes}
+        self._sizes: dict[str, Sizes] = {}
+        known: dict[object, Sizes] = {}
+        for p in passes:
+            key = p.name if arithmetic.overrides else (p.inputs, p.cells)
+            if key not in known:
+                known[key] = Sizes.of(p, arithmetic, width)
+            self._sizes[p.name] = known[key]
 
     def of(self, shape: LayerShape) -> Sizes:
         """Sizes of one of the network's passes."""
-        return self._sizes[shape]
+        return self._sizes[shape.name]
 
     @property
     def burst(self) -> int:
@@ -256,6 +266,14 @@ class Builder:
     _operations: dict[tuple[str, str], dict[tuple[str, str], int]] = field(default_factory=dict)
     _timing: list[PhaseTiming] = field(default_factory=list)
     _policies: dict[tuple[str, str, str], Policy] = field(default_factory=dict)
+    _kinds: dict[str, list[str]] = field(default_factory=dict)
+
+    def _phase(self, phase: tuple[str, str]) -> list[AccessStream]:
+        """Streams of a (layer, kind)."""
+        if phase not in self._streams:
+            self._streams[phase] = []
+            self._kinds.setdefault(phase[0], []).append(phase[1])
+        return self._streams[phase]
 
     def access(
         self,
@@ -270,20 +288,25 @@ class Builder:
     ) -> None:
         """One stream for each component; `advance` moves the address from one repetition to the next."""
         names = list(components)
-        if not names or any(count == 0 for count, _, _ in loops):
+        for count, _, _ in loops:
+            if count == 0:
+                return
+        if not names:
             return
         nest = tuple(loops)
         if self.repeat[0] != 1:
             nest = ((self.repeat[0], advance, self.repeat[1]), *nest)
         stream = AccessStream(names[0], op, size, address, cycle, nest)
-        self._streams.setdefault(phase, []).extend([stream, *map(stream.at, names[1:])])
+        streams = self._phase(phase)
+        streams.append(stream)
+        streams += map(stream.at, names[1:])
 
     def operations(
         self, phase: tuple[str, str], unit: str, fmt: str, counts: dict[str, int]
     ) -> None:
         """Count operations of a unit in a format, once for each repetition."""
         known = self._operations.setdefault(phase, {})
-        self._streams.setdefault(phase, [])
+        self._phase(phase)
         for name, count in counts.items():
             key = (name if self.machine.one_format else f"{name}.{fmt}", unit)
             known[key] = known.get(key, 0) + count * self.repeat[0]
@@ -333,6 +356,20 @@ class Builder:
         self.access(
             phase, components, op, sub, address + whole * burst, cycle + whole, loops, advance
         )
+
+    def again(self, model: str, layer: str, cycles: int, regions: list[Region]) -> None:
+        """All that was collected of pass `model`, once more as pass `layer`, so many cycles later.
+
+        Streams that begin in one of the `regions` move with it.
+        """
+        for kind in self._kinds[model]:
+            streams = self._phase((layer, kind))
+            streams += nests.moved(self._streams[model, kind], regions, cycles)
+            if (model, kind) in self._operations:
+                self._operations[layer, kind] = dict(self._operations[model, kind])
+        self._timing += [replace(row, layer=layer) for row in self._timing if row.layer == model]
+        for row in [row for row in self._policies.values() if row.layer == model]:
+            self.policy(layer, row.what, row.policy, row.detail)
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases in the order in which they were begun."""

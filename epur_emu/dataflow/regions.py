@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from epur_emu.dataflow.layout import (
@@ -83,6 +83,8 @@ class Order:
         By gate, bytes of a pass in the weight buffer: all of it stays there while the pass runs.
     spills : bool
         Whether outputs can go to DRAM step by step.
+    watched : bool
+        Whether `run_pass` must see every pass, those that equal another included.
     """
 
     weight_bytes: Callable[[Machine, LayerShape], int]
@@ -92,6 +94,7 @@ class Order:
     prefetch: Callable[[Builder, LayerShape, Given], int] | None = None
     needs: Callable[[Machine, LayerShape], dict[str, int]] | None = None
     spills: bool = False
+    watched: bool = False
 
     def of(self, m: Machine, layer: Sequence[LayerShape]) -> Order:
         """The order of a layer: this one, or the one that stands in for it."""
@@ -181,6 +184,46 @@ class Buffers:
             self._before = shape, at_end, run.loaded if given.load else given.cycle
 
 
+@dataclass
+class Passes:
+    """Emits passes one by one; one that equals a pass before, but for its place, is that one moved."""
+
+    builder: Builder
+    _made: list[tuple[Order, LayerShape, Given, Run]] = field(default_factory=list)
+
+    def run(self, order: Order, shape: LayerShape, given: Given, direction: int) -> Run:
+        """Emit pass number `direction` of a layer; returns when it ends."""
+        for other, model, first, run in self._made:
+            if other is order and self._equal(model, first, shape, given):
+                wait = given.cycle - first.cycle
+                self._move(order, model, first, shape, given, wait)
+                return Run(run.end + wait, run.loaded + wait)
+        run = order.run_pass(self.builder, shape, given, direction)
+        if given.load and not order.watched:
+            self._made.append((order, shape, given, run))
+        return run
+
+    def _equal(self, model: LayerShape, first: Given, shape: LayerShape, given: Given) -> bool:
+        m = self.builder.machine
+        flip = given.half_address - first.half_address
+        there = replace(
+            first, cycle=given.cycle, dram_weights=given.dram_weights,
+            half_address=given.half_address, out_address=first.out_address + flip,
+            source_address=first.source_address - (flip if first.source == "intermediate" else 0),
+        )  # fmt: skip
+        return there == given and replace(model, name=shape.name) == shape and m.of(model) == m.of(shape)
+
+    def _move(
+        self, order: Order, model: LayerShape, first: Given, shape: LayerShape, given: Given, wait: int
+    ) -> None:
+        m, begin = self.builder.machine, first.dram_weights
+        regions = [("dram", begin, begin + order.weight_bytes(m, model), given.dram_weights - begin)]
+        if given.half_address != first.half_address:
+            regions.append(("intermediate", 0, m.half, m.half))
+            regions.append(("intermediate", m.half, 2 * m.half, -m.half))
+        self.builder.again(model.name, shape.name, wait, regions)
+
+
 def check_bank(m: Machine, shape: LayerShape) -> None:
     """Raise `AcceleratorError` unless biases and peepholes fit in the parameter banks."""
     m.need(
@@ -235,6 +278,7 @@ def sequence(
     if steps == 0:
         return Schedule((), cycle, m.components(), end)
     b, buffers = Builder(m), Buffers(order)
+    emitted = Passes(b)
     if spilled:
         b.policy("", "sequence", "spill", f"outputs of {steps} time steps go to DRAM, step by step")
     for number, (each, layer) in enumerate(zip(orders, shape, strict=True)):
@@ -251,7 +295,7 @@ def sequence(
                 parts=parts, spill=spills.get(p.name),
             )  # fmt: skip
             given = buffers.place(b, p, given, each)
-            run = each.run_pass(b, p, given, d)
+            run = emitted.run(each, p, given, d)
             buffers.ran(given, run)
             cycle = run.end
             place += p.cells * m.ye

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from importlib import resources
 from typing import Any
 
 from epur_emu.energy.values import Reader, Value
 from epur_emu.errors import TableError
-from epur_emu.toml import read_toml
+from epur_emu.toml import Presets
 
 #: What the DRAM may do in cycles in which it moves nothing.
 DRAM_IDLE = ("standby", "power-down", "self-refresh")
@@ -73,16 +72,12 @@ class Dram:
             raise TableError(
                 "energy table", "dram", f"{name!r} is unknown", f"use one of {', '.join(drams())}"
             )
-        return cls.from_dict(
-            read_toml(_PRESETS / f"{key}.toml", TableError, "install the package anew"), key, ""
-        )
+        return cls.from_dict(_PRESETS.own(key), key, "")
 
 
-_PRESETS = resources.files("epur_emu") / "data" / "dram_power"
+_PRESETS = Presets("dram_power", "DRAM", TableError)
 
 
 def drams() -> list[str]:
     """Names of the standards that come with the package."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml")
-    )
+    return _PRESETS.names()

@@ -6,12 +6,11 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from epur_emu.energy.values import Reader, Value
 from epur_emu.errors import TableError
-from epur_emu.toml import read_toml
+from epur_emu.toml import Presets
 
 #: What a memory may be for.
 MEMORY_KINDS = ("weights", "parameters", "inputs", "row", "intermediate")
@@ -240,9 +239,7 @@ class Grid:
 
 @cache
 def _read(name: str) -> Grid:
-    plain: dict[str, Any] = read_toml(
-        _PRESETS / f"{name}.toml", TableError, "install the package anew"
-    )
+    plain = _PRESETS.own(name)
     return Grid(
         plain["name"], plain["technology_nm"], plain["temperature_k"], plain["source"],
         plain["status"], tuple(plain["units"][1:]),
@@ -260,14 +257,12 @@ def _points(parts: list[dict[str, Any]]) -> dict[_Key, tuple[float, ...]]:
     }
 
 
-_PRESETS = resources.files("epur_emu") / "data" / "sram"
+_PRESETS = Presets("sram", "grid", TableError)
 
 
 def grids() -> list[str]:
     """Names of the grids that come with the package."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml")
-    )
+    return _PRESETS.names()
 
 
 def read_memory(reader: Reader, plain: Any, field: str, cells: tuple[str, ...]) -> Memory:

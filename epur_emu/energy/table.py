@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from epur_emu.energy.sram import PORTS, Grid, Memory, grids, read_memory
 from epur_emu.energy.values import STATUSES, Reader, Value
 from epur_emu.errors import FormatError, TableError
 from epur_emu.formats import FloatFormat, parse
-from epur_emu.toml import read_toml
+from epur_emu.toml import Presets
 
 __all__ = ["STATUSES", "EnergyTable", "Logic", "Operation", "Value", "presets"]
 
@@ -266,13 +265,7 @@ class EnergyTable:
 
 def _plain(text: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """A file's plain values, upon those of the table that it extends."""
-    path = _PRESETS / f"{text}.toml" if text in presets() else Path(text)
-    if not os.path.isfile(str(path)):
-        raise TableError(
-            "energy table", repr(text), "is neither a preset nor a file",
-            f"use one of {', '.join(presets())} or the path of a TOML file",
-        )  # fmt: skip
-    own = read_toml(path, TableError, "mend the file")
+    own = _PRESETS.read(text)
     if EXTENDS not in own:
         return own
     base = Reader(text).text(own.pop(EXTENDS), EXTENDS)
@@ -311,14 +304,12 @@ def _width(fmt: str) -> tuple[str, int]:
     return ("float", found.bits) if isinstance(found, FloatFormat) else ("", 0)
 
 
-_PRESETS = resources.files("epur_emu") / "data" / "energy"
+_PRESETS = Presets("energy", "energy table", TableError)
 
 
 def presets() -> list[str]:
     """Names of the tables that come with the package."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml")
-    )
+    return _PRESETS.names()
 
 
 class _Reader(Reader):

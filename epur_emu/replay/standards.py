@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from epur_emu.energy.table import STATUSES
 from epur_emu.errors import TableError
-from epur_emu.toml import read_toml
+from epur_emu.toml import Presets
 
 #: Organisation of the memory; all but `channels`, `ranks` and `devices` are powers of two.
 ORGANIZATION = (
@@ -35,7 +34,7 @@ OPTIONAL = ("tRFCpb", "tRREFD")
 #: Supply voltage and currents of one device.
 CURRENTS = ("volts", "IDD0", "IDD2N", "IDD3N", "IDD4R", "IDD4W", "IDD5B", "IDD5PB")
 
-_PRESETS = resources.files("epur_emu") / "data" / "dram"
+_PRESETS = Presets("dram", "DRAM standard", TableError)
 
 #: Most of any timing, so that sums of them can't overflow.
 _MOST = 1 << 40
@@ -159,14 +158,14 @@ class Standard:
 
     @classmethod
     def _of_file(cls, name: str) -> Standard:
-        plain = _read(name, name)
+        plain = _PRESETS.read(name)
         seen = [name]
         while "base" in plain:
             base = str(plain["base"])
             if base in seen:
                 raise TableError(seen[-1], "base", f"is {base!r:.40} again", "name another")
             seen.append(base)
-            below = _read(base, seen[-2])
+            below = _PRESETS.read(base, seen[-2])
             own = {key: value for key, value in plain.items() if key != "base"}
             plain = _over(below, own)
         return cls.from_dict(plain, name)
@@ -180,20 +179,7 @@ def _preset(name: str) -> Standard | None:
 
 def presets() -> list[str]:
     """Names of the standards that come with the package."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in _PRESETS.iterdir() if p.name.endswith(".toml")
-    )
-
-
-def _read(name: str, source: str) -> dict[str, Any]:
-    path = _PRESETS / f"{name}.toml" if name in presets() else Path(name)
-    if not path.is_file():
-        raise TableError(
-            "DRAM standard" if name == source else source, repr(name),
-            "is neither a preset nor a file",
-            f"use one of {', '.join(presets())} or the path of a TOML file",
-        )  # fmt: skip
-    return read_toml(path, TableError, "mend the file")
+    return _PRESETS.names()
 
 
 def _over(below: Any, own: Any) -> Any:

@@ -9,10 +9,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,6 +19,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from epur_emu._kernels import nests
 from epur_emu._kernels.expand import encode
 from epur_emu.errors import TraceError
 from epur_emu.streams import (
@@ -345,13 +345,15 @@ def _tables(content: Content) -> dict[str, npt.NDArray[Any]]:
     used = dict.fromkeys(p.layer for p in phases)
     used.update(dict.fromkeys(name for p in phases for name, _, _ in p.operations))
     name_of = {name: index for index, name in enumerate(used)}
+    streams, spans = _streams(phases, place)
     rows: dict[str, list[tuple[Any, ...]]] = {
         "components": [
             (c.name.encode(), -1 if c.capacity is None else c.capacity, c.width_bits, c.banks)
             for c in content.components
         ],
         "phases": [
-            (name_of[p.layer], KINDS.index(p.kind), p.first_cycle, p.cycles) for p in phases
+            (name_of[p.layer], KINDS.index(p.kind), begin, end - begin)
+            for p, (begin, end) in zip(phases, spans, strict=True)
         ],
         "ops": [
             (index, name_of[name], UNITS.index(unit), count)
@@ -364,27 +366,21 @@ def _tables(content: Content) -> dict[str, npt.NDArray[Any]]:
         ],
     }  # fmt: skip
     tables = {name: np.array(table, _TABLES[name]) for name, table in rows.items()}
-    tables["streams"] = _streams(phases, place)
+    tables["streams"] = streams
     tables["names"] = np.array([name.encode() for name in name_of], _TEXT)
     return tables
 
 
-def _streams(phases: Sequence[Phase], place: Mapping[str, int]) -> npt.NDArray[Any]:
-    """The table of streams; a large network has thousands, and arrays of tuples are slow."""
-    filler = [(1, 0, 0) * number for number in range(MAX_LOOPS, -1, -1)]
-    rows = (
-        (
-            index, place[s.component], OPS.index(s.op), s.bytes, s.address, s.cycle,
-            *chain.from_iterable(s.loops), *filler[len(s.loops)],
-        )
-        for index, p in enumerate(phases)
-        for s in p.streams
-    )  # fmt: skip
-    flat = np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 6 + 3 * MAX_LOOPS)
-    table = np.empty(len(flat), _TABLES["streams"])
-    for column, name in enumerate(table.dtype.names or ()):
-        table[name] = flat[:, column] if column < 6 else flat[:, column :: 3]
-    return table
+def _streams(
+    phases: Sequence[Phase], place: dict[str, int]
+) -> tuple[npt.NDArray[Any], list[tuple[int, int]]]:
+    """The table of streams, and the cycles of each phase, from the first to after the last."""
+    table = np.empty(sum(len(p.streams) for p in phases), _TABLES["streams"])
+    spans, first = [], 0
+    for index, p in enumerate(phases):
+        spans.append(nests.table(table, first, index, p.streams, place))
+        first += len(p.streams)
+    return table, spans
 
 
 # Reading

@@ -126,12 +126,12 @@ class Trace:
         """
         added = 0
         for phase in phases:
-            for stream in phase.streams:
-                added += stream.total_bytes
-                if stream.component not in self._place:
+            for (component, _), (_, size) in phase.sums.items():
+                added += size
+                if component not in self._place:
                     raise TraceError(
                         "trace", f"phase {phase.kind} of {phase.layer}",
-                        f"has a stream of {stream.component}, which is no component",
+                        f"has a stream of {component}, which is no component",
                         f"use one of {', '.join(self._place)}",
                     )  # fmt: skip
         if events is not None and len(events):
@@ -226,19 +226,13 @@ class Trace:
         Accesses kept as single events count for phase index -1.
         """
         sums: Totals = {}
-
-        def add(key: tuple[int, str, str], accesses: int, size: int) -> None:
-            before = sums.get(key, (0, 0))
-            sums[key] = (before[0] + accesses, before[1] + size)
-
         for index, phase in enumerate(self.phases):
-            for stream in phase.streams:
-                key = (index, stream.component, stream.op)
-                add(key, stream.accesses, stream.total_bytes)
+            for (component, op), both in phase.sums.items():
+                sums[index, component, op] = both
         for index, summary in self._held().summaries.items():
-            for op, (accesses, size) in zip(OPS, summary.sums, strict=True):
-                if accesses:
-                    add((-1, self.components[index].name, op), accesses, size)
+            for op, both in zip(OPS, summary.sums, strict=True):
+                if both[0]:
+                    sums[-1, self.components[index].name, op] = both
         return sums
 
     def operations(self) -> dict[tuple[str, str], int]:
