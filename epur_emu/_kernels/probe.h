@@ -62,22 +62,22 @@ static inline void events(epur_log *g, int64_t component, int op, int64_t lane, 
     accesses(g, component, op, lane, cycle, address, bytes, (epur_loop){1, 0, 0}, (epur_loop){count, by, wait});
 }
 
-/* Accesses k < count at cycle + floor(k size / pace) every. `apart`: how many lanes there are for those of one cycle. */
+/* Accesses k < count at cycle + floor(k size / pace) every. */
 static void paced(epur_log *g, int64_t component, int op, int64_t lane, int64_t cycle, int64_t address, int64_t size,
-                  int64_t count, int64_t pace, int64_t every, int64_t apart) {
-    const int64_t together = pace / size;
+                  int64_t count, int64_t pace, int64_t every) {
     if (size % pace == 0) {
         events(g, component, op, lane, cycle, address, size, count, size, size / pace * every);
-    } else if (pace % size == 0 && together <= apart) {
-        for (int64_t j = 0; j < together && j < count; j++)
-            events(g, component, op, lane + 2 * j, cycle, address + j * size, size, (count - j + together - 1) / together,
-                   pace, every);
-    } else {
-        for (int64_t k = 0, many; k < count; k += many) {
-            const int64_t turn = k * size / pace;
-            for (many = 1; k + many < count && (k + many) * size / pace == turn;) many++;
-            events(g, component, op, lane, cycle + turn * every, address + k * size, size, many, size, 0);
-        }
+        return;
+    }
+    /* Several in a cycle, as many in each but the last if they are a burst. */
+    const int64_t together = pace / size, full = pace % size ? 0 : count / together * together;
+    if (full)
+        accesses(g, component, op, lane, cycle, address, size, (epur_loop){full / together, pace, every},
+                 (epur_loop){together, size, 0});
+    for (int64_t k = full, many; k < count; k += many) {
+        const int64_t turn = k * size / pace;
+        for (many = 1; k + many < count && (k + many) * size / pace == turn;) many++;
+        events(g, component, op, lane, cycle + turn * every, address + k * size, size, many, size, 0);
     }
 }
 
@@ -96,8 +96,7 @@ static int64_t fetch(epur_probe *p, int64_t cycle, int64_t source, int64_t total
     const int64_t bursts = bursts_of(p, total);
     events(p->log, p->dram, READ, FETCHED + turn, cycle, source, p->burst, bursts, p->burst, 1);
     for (int k = 0; k < count; k++)
-        paced(p->log, targets[k], WRITE, role, cycle, address, size, total / size, p->burst, 1,
-              role == FETCHED || role == FETCHED + 1 ? SEQUENCES : 1);
+        paced(p->log, targets[k], WRITE, role, cycle, address, size, total / size, p->burst, 1);
     return bursts;
 }
 
@@ -281,7 +280,7 @@ static void bring_x(epur_probe *p, int64_t member, int64_t t, int64_t cycle, int
         events(g, p->mid, READ, lane + OF_X, cycle, address, p->x_sub, p->nx, p->x_sub, wait);
         receive_x(p, m, m->source, m->source_size, (address - p->x_base) / (p->x_sub / p->width), t);
     } else if (p->x_from == FROM_DRAM) {
-        paced(g, p->dram, READ, lane + OF_X, cycle, address, p->burst, bursts_of(p, p->nx * p->sx), p->sx, wait, 1);
+        paced(g, p->dram, READ, lane + OF_X, cycle, address, p->burst, bursts_of(p, p->nx * p->sx), p->sx, wait);
         receive_x(p, m, m->source, m->source_size, true_t * numbers, t);
     } else {
         const float *rows = m->source;
@@ -289,7 +288,7 @@ static void bring_x(epur_probe *p, int64_t member, int64_t t, int64_t cycle, int
         for (int64_t k = 0; k < p->parts; k++) {
             const int64_t *part = p->part + 3 * k, size = part[2] * p->sy, bursts = bursts_of(p, size);
             const int64_t row = part[0] + true_t * bursts * p->burst;
-            paced(g, p->dram, READ, lane + OF_X, cycle + before * wait, row, p->burst, bursts, p->sy, wait, 1);
+            paced(g, p->dram, READ, lane + OF_X, cycle + before * wait, row, p->burst, bursts, p->sy, wait);
             memcpy(m->buffer + at, rows + true_t * part[2] * p->width, (size_t)part[1] * sizeof *rows);
             rows += m->steps * part[2] * p->width, before += part[2], at += part[1];
         }
@@ -343,7 +342,7 @@ static int64_t probe_epur(epur_probe *p, int64_t t, int64_t count, int64_t left,
             if (!m->spilled) continue;
             const int64_t bursts = bursts_of(p, of_row);
             taken(p, m->spilled + true_t * p->nh * p->width, p->out, p->out_size, (m->y + row - p->y_base) / p->ye, cells);
-            paced(p->log, p->mid, READ, FETCHED + turn, last + 1, m->y + row, p->sy, p->nh, p->burst, 1, SEQUENCES);
+            paced(p->log, p->mid, READ, FETCHED + turn, last + 1, m->y + row, p->sy, p->nh, p->burst, 1);
             events(p->log, p->dram, WRITE, FETCHED, last + 1, m->spill + true_t * bursts * p->burst, p->burst, bursts,
                    p->burst, 1);
         }
@@ -483,7 +482,7 @@ static int64_t probe_recurrent(epur_probe *p, int64_t t, int64_t count, int64_t 
 /* From the intermediate memory to DRAM. */
 static void probe_store(epur_probe *p, int64_t cycle, int64_t source, int64_t total, int64_t target) {
     const int64_t bursts = bursts_of(p, total);
-    paced(p->log, p->mid, READ, FETCHED, cycle, source, p->sy, total / p->sy, p->burst, 1, SEQUENCES);
+    paced(p->log, p->mid, READ, FETCHED, cycle, source, p->sy, total / p->sy, p->burst, 1);
     events(p->log, p->dram, WRITE, FETCHED, cycle, target, p->burst, bursts, p->burst, 1);
 }
 

@@ -6,9 +6,8 @@
 #include <stdint.h>
 
 enum { READ, WRITE };
-/* Places in a component that are accessed in patterns of their own; of a fetch by gate, or by place within a burst and slot. */
+/* Places in a component that are accessed in patterns of their own; of fetches those that take turns. */
 enum { FETCHED, OF_X = FETCHED + 8, OF_H, BIAS, PEEPHOLE, CELL, OUTPUT_H, PARTIAL = OUTPUT_H + 2, ROLES = PARTIAL + 4 };
-enum { SEQUENCES = 4 }; /* accesses of one cycle that `paced` tells apart */
 enum { INITIAL_ZERO, INITIAL_DRAM, INITIAL_KEPT };
 enum { FROM_DRAM, FROM_MEMORY, FROM_SPILLED };
 
