@@ -230,6 +230,15 @@ FAST = [
                            ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "exact"))
     ),
     (replace(EPUR, rounding="stochastic", activation="exact"), "general"),
+    *(
+        (replace(mixed(**places), rounding="stochastic", seed=8), "general")
+        for places in (
+            {"weight": "e4m3fn", "product": "e5m7", "tree": "e5m9"},
+            {"product": "e4m3fn", "tree": "e8m10", "accumulator": "e8m10"},
+            {"weight": "e2m1", "product": "e3m0", "tree": "e4m5"},
+            {"tree": "e5m8"},
+        )
+    ),
     *((replace(arithmetic("epur-q5.12"), activation=method), "general") for method in ("exact", "pwl-16")),
 ]  # fmt: skip
 

@@ -278,6 +278,8 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
     }
 }
 
+static void rows_drawn(const general_call *c); /* dot_stochastic.h */
+
 #define GENERAL_MODE(name, mode, innocuous)                                                                        \
     static __attribute__((noinline)) void name##_counts(const general_call *c) { general_rows(c, mode, innocuous, COUNTS); } \
     static __attribute__((noinline)) void name##_range(const general_call *c) { general_rows(c, mode, innocuous, RANGE); }   \
@@ -311,7 +313,11 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
     case DOWNWARD: RUN(rows_down); break;
     case TOWARD_ZERO: RUN(rows_zero); break;
     case NEAREST_AWAY: RUN(rows_away); break;
-    default: RUN(rows_stochastic);
+    default:
+        if (watching == NOTHING && !g->narrows)
+            rows_drawn(&c);
+        else
+            RUN(rows_stochastic);
     }
 #undef RUN
     _mm_setcsr(before);
