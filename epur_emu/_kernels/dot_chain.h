@@ -194,21 +194,16 @@ INLINE void chain_rows(
                 EACH half[0][i] = half[1][i] = vf_set(0.0f);
                 const ptrdiff_t next = nv * 16;
                 const float *xs = x + first * 16;
-                if (used == 1 && m->store == HALF) {
+                if (used == 1 && m->store != WIDE) {
                     xs += place[0] * 16;
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         const inputs in = {xs, scaled};
                         scale(scaled, xs, k->product);
                         ahead(&at, s, m->subs);
-                        tree_half(half, sums, &at, s * 256, &in, k, below);
-                    }
-                } else if (used == 1 && m->store == TOP) {
-                    xs += place[0] * 16;
-                    for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
-                        const inputs in = {xs, scaled};
-                        scale(scaled, xs, k->product);
-                        ahead(&at, s, m->subs);
-                        tree_top(half, sums, &at, s * 256, &in, k, below);
+                        if (m->store == HALF)
+                            tree_half(half, sums, &at, s * 256, &in, k, below);
+                        else
+                            tree_top(half, sums, &at, s * 256, &in, k, below);
                     }
                 } else {
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
