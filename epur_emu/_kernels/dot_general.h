@@ -278,7 +278,9 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
     }
 }
 
-static void rows_drawn(const general_call *c); /* dot_stochastic.h */
+/* dot_stochastic.h */
+static void rows_drawn(const general_call *c);
+static void rows_drawn_flushed(const general_call *c);
 
 #define GENERAL_MODE(name, mode, innocuous)                                                                        \
     static __attribute__((noinline)) void name##_counts(const general_call *c) { general_rows(c, mode, innocuous, COUNTS); } \
@@ -316,6 +318,8 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
     default:
         if (watching == NOTHING && !g->narrows)
             rows_drawn(&c);
+        else if (watching == NOTHING && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
+            rows_drawn_flushed(&c);
         else
             RUN(rows_stochastic);
     }
