@@ -8,7 +8,8 @@
  *   up, down, zero the processor rounds to float32 in the same direction, and then to units: together that is once.
  *   nearest away   the processor cuts: cut(cut(v) + half a unit); half units are float32 values, so that no cut passes one.
  *   stochastic     likewise cut(cut(v) + (1 + random / 2^12) units) - one unit, up to 11 bits of significand: the one
- *                  unit more makes the random number's bits a float32 of themselves.
+ *                  unit more makes the random number's bits a float32 of themselves. Where formats widen along
+ *                  the chain and nothing is watched, `dot_stochastic.h` does this on the bits.
  * The unit follows from the exponent of v rounded to float32: where that is one too large, v rounds to a power of two anyway.
  *
  * Results beyond the largest value, infinities and not-a-number are not treated here: the largest magnitude met is kept, and

@@ -117,8 +117,8 @@ INLINE void drawn_rows(const general_call *c, const int32_t *order, const ptrdif
 
 INLINE void drawn_call(const general_call *c, const int flushes) {
     const lanes *f = c->g->place;
-    const cuts k = {vf_set(float_bits(f->mask)), vf_set(f->least), vf_set(f->one * 0x1p11f), vf_set(f->flush), vk_set(20), vk_set(0xfffff000U),
-                    cut_of(f + TREE), cut_of(f + ACCUMULATOR)};
+    const cuts k = {vf_set(float_bits(f->mask)), vf_set(f->least), vf_set(f->one * 0x1p11f), vf_set(f->flush),
+                    vk_set(20), vk_set(0xfffff000U), cut_of(f + TREE), cut_of(f + ACCUMULATOR)};
     float sums[TILE * LANES] ALIGNED;
     uint32_t key[TILE * LANES] ALIGNED, word[TILE * LANES] ALIGNED;
     for (ptrdiff_t r = 0; r < c->count; r += LOCK_ROWS) {

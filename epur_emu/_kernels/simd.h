@@ -16,6 +16,7 @@
  *   vf_odd(a, b)      the neighbour of a + b with an odd last bit if that is not exact (AVX-512 only)
  *   vf_random(a, b, n, one)  1 + R / 2^12 times the power of two `one`, R the 12 random bits of operation n
  *   vf_integers(p)    int32 to float32
+ *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
