@@ -45,6 +45,7 @@ extensions = [
         "lanes.h",
         "dot_chain.h",
         "dot_general.h",
+        "dot_stochastic.h",
         "mu_narrow.h",
         "mu_general.h",
         "underflows.h",

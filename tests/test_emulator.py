@@ -227,9 +227,20 @@ FAST = [
     *(
         (replace(arithmetic(name), rounding="stochastic", seed=7), path)
         for name, path in (("epur-fp16", "general"), ("epur-bf16", "general"),
-                           ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "exact"))
+                           ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "exact"),
+                           ("epur-fp16-nosub", "general"))
     ),
     (replace(EPUR, rounding="stochastic", activation="exact"), "general"),
+    *(
+        (replace(mixed(**places), rounding="stochastic", seed=8), "general")
+        for places in (
+            {"weight": "e4m3fn", "product": "e5m7", "tree": "e5m9"},
+            {"product": "e4m3fn", "tree": "e8m10", "accumulator": "e8m10"},
+            {"weight": "e2m1", "product": "e3m0", "tree": "e4m5"},
+            {"tree": "e5m8"},
+            {"product": "e5m7-nosub", "tree": "fp16-nosub", "accumulator": "e5m10"},
+        )
+    ),
     *((replace(arithmetic("epur-q5.12"), activation=method), "general") for method in ("exact", "pwl-16")),
 ]  # fmt: skip
 

@@ -25,8 +25,8 @@
 #define LANES (LOCK * VW)
 /* Vectors that share one conversion of the weights. */
 #define TILE 48
-/* Codes to prefetch beyond those in use. */
-#define AHEAD 4096
+/* Sub-vectors of a row to prefetch beyond the one in use. */
+#define AHEAD 8
 #define ALIGNED __attribute__((aligned(64)))
 #if defined(__GNUC__)
 #define IN_MEMORY(sixteen) __asm__ volatile("" : "+m"(*(float(*)[16])(sixteen)))
@@ -160,10 +160,11 @@ INLINE void scale(float *to, const float *x, float by) {
     IN_MEMORY(to); /* else GCC picks the lanes out of a register, where a load does it for nothing */
 }
 
-/* One vector alone waits for its weights. */
-INLINE void ahead(const codes *at, ptrdiff_t s) {
+/* One vector alone waits for its weights, these rows' and at their end those of the next ones (where rows follow each other). */
+INLINE void ahead(const codes *at, ptrdiff_t s, ptrdiff_t subs) {
+    const ptrdiff_t from = s + AHEAD + (s + AHEAD < subs ? 0 : (LOCK_ROWS - 1) * subs);
     for (int r = 0; r < LOCK_ROWS; r++)
-        for (int k = 0; k < 256; k += 32) __builtin_prefetch(at->row[r] + s * 256 + AHEAD + k);
+        for (int k = 0; k < 256; k += 32) __builtin_prefetch(at->row[r] + from * 256 + k);
 }
 
 /* `counted` is a constant where this is called, so that the uncounted form has no trace of it. */
@@ -193,21 +194,16 @@ INLINE void chain_rows(
                 EACH half[0][i] = half[1][i] = vf_set(0.0f);
                 const ptrdiff_t next = nv * 16;
                 const float *xs = x + first * 16;
-                if (used == 1 && m->store == HALF) {
+                if (used == 1 && m->store != WIDE) {
                     xs += place[0] * 16;
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         const inputs in = {xs, scaled};
                         scale(scaled, xs, k->product);
-                        ahead(&at, s);
-                        tree_half(half, sums, &at, s * 256, &in, k, below);
-                    }
-                } else if (used == 1 && m->store == TOP) {
-                    xs += place[0] * 16;
-                    for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
-                        const inputs in = {xs, scaled};
-                        scale(scaled, xs, k->product);
-                        ahead(&at, s);
-                        tree_top(half, sums, &at, s * 256, &in, k, below);
+                        ahead(&at, s, m->subs);
+                        if (m->store == HALF)
+                            tree_half(half, sums, &at, s * 256, &in, k, below);
+                        else
+                            tree_top(half, sums, &at, s * 256, &in, k, below);
                     }
                 } else {
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {

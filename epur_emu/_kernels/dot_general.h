@@ -8,7 +8,8 @@
  *   up, down, zero the processor rounds to float32 in the same direction, and then to units: together that is once.
  *   nearest away   the processor cuts: cut(cut(v) + half a unit); half units are float32 values, so that no cut passes one.
  *   stochastic     likewise cut(cut(v) + (1 + random / 2^12) units) - one unit, up to 11 bits of significand: the one
- *                  unit more makes the random number's bits a float32 of themselves.
+ *                  unit more makes the random number's bits a float32 of themselves. Where formats widen along
+ *                  the chain and nothing is watched, `dot_stochastic.h` does this on the bits.
  * The unit follows from the exponent of v rounded to float32: where that is one too large, v rounds to a power of two anyway.
  *
  * Results beyond the largest value, infinities and not-a-number are not treated here: the largest magnitude met is kept, and
@@ -278,6 +279,10 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
     }
 }
 
+/* dot_stochastic.h */
+static void rows_drawn(const general_call *c);
+static void rows_drawn_flushed(const general_call *c);
+
 #define GENERAL_MODE(name, mode, innocuous)                                                                        \
     static __attribute__((noinline)) void name##_counts(const general_call *c) { general_rows(c, mode, innocuous, COUNTS); } \
     static __attribute__((noinline)) void name##_range(const general_call *c) { general_rows(c, mode, innocuous, RANGE); }   \
@@ -311,7 +316,13 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
     case DOWNWARD: RUN(rows_down); break;
     case TOWARD_ZERO: RUN(rows_zero); break;
     case NEAREST_AWAY: RUN(rows_away); break;
-    default: RUN(rows_stochastic);
+    default:
+        if (watching == NOTHING && !g->narrows)
+            rows_drawn(&c);
+        else if (watching == NOTHING && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
+            rows_drawn_flushed(&c);
+        else
+            RUN(rows_stochastic);
     }
 #undef RUN
     _mm_setcsr(before);

@@ -16,6 +16,7 @@
  *   vf_odd(a, b)      the neighbour of a + b with an odd last bit if that is not exact (AVX-512 only)
  *   vf_random(a, b, n, one)  1 + R / 2^12 times the power of two `one`, R the 12 random bits of operation n
  *   vf_integers(p)    int32 to float32
+ *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
@@ -138,6 +139,13 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_integers(p) _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 typedef __m256i vk;
 #define vk_load(p) _mm256_loadu_si256((const __m256i *)(p))
+#define vk_store(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define vk_set(s) _mm256_set1_epi32((int)(s))
+#define vk_add(a, b) _mm256_add_epi32(a, b)
+#define vk_and(a, b) _mm256_and_si256(a, b)
+#define vk_down(a, by) _mm256_srlv_epi32(a, by)
+#define vk_of(v) _mm256_castps_si256(v)
+#define vf_of(v) _mm256_castsi256_ps(v)
 static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
     const __m256i x = _mm256_add_epi32(_mm256_mullo_epi32(a, _mm256_set1_epi32((int)n)), b);
     const __m256i r = _mm256_and_si256(_mm256_srli_epi32(x, 9), _mm256_set1_epi32(0x7ff800));
@@ -207,6 +215,13 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_integers(p) _mm512_cvtepi32_ps(_mm512_loadu_si512(p))
 typedef __m512i vk;
 #define vk_load(p) _mm512_loadu_si512(p)
+#define vk_store(p, v) _mm512_storeu_si512(p, v)
+#define vk_set(s) _mm512_set1_epi32((int)(s))
+#define vk_add(a, b) _mm512_add_epi32(a, b)
+#define vk_and(a, b) _mm512_and_si512(a, b)
+#define vk_down(a, by) _mm512_srlv_epi32(a, by)
+#define vk_of(v) _mm512_castps_si512(v)
+#define vf_of(v) _mm512_castsi512_ps(v)
 static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
     const __m512i x = _mm512_add_epi32(_mm512_mullo_epi32(a, _mm512_set1_epi32((int)n)), b);
     const __m512i one_bits = _mm512_castps_si512(_mm512_set1_ps(one));

@@ -116,9 +116,12 @@ FUSED(fnmadd)
 INTEGER_HALVES(portable_and, _mm256_and_si256)
 INTEGER_HALVES(portable_or, _mm256_or_si256)
 INTEGER_HALVES(portable_mullo, _mm256_mullo_epi32)
+INTEGER_HALVES(portable_srlv, _mm256_srlv_epi32)
 #define _mm512_and_si512(a, b) portable_and(a, b)
 #define _mm512_or_si512(a, b) portable_or(a, b)
 #define _mm512_mullo_epi32(a, b) portable_mullo(a, b)
+#undef _mm512_srlv_epi32
+#define _mm512_srlv_epi32(a, by) portable_srlv(a, by)
 
 static inline simde__m512i portable_srli(simde__m512i a, int by) {
     simde__m512i_private x = simde__m512i_to_private(a);
