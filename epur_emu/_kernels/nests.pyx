@@ -28,15 +28,6 @@ cdef enum:
     MOST_NAME = 255  # bytes
 
 
-cdef struct nest:
-    int depth
-    bint changed
-    int64_t count[MOST]
-    int64_t by[MOST]
-    int64_t wait[MOST]
-    int64_t accesses, span
-
-
 cdef packed struct stream_row:
     int32_t phase, component
     uint8_t op
@@ -55,39 +46,6 @@ cdef inline bint _number(object value, int64_t least, int64_t* out) except -1:
     return not overflow and least <= out[0] <= LIMIT
 
 
-cdef bint _fold(tuple loops, nest* n, int64_t* low, int64_t* high) except -1:
-    """The loops in canonical form, innermost first, and what they reach."""
-    cdef Py_ssize_t k
-    cdef int64_t count, by, wait, own
-    cdef int top
-    for k in range(len(loops) - 1, -1, -1):
-        loop = loops[k]
-        if type(loop) is not tuple or len(<tuple>loop) != 3:
-            return False
-        if not (_number((<tuple>loop)[0], 1, &count) and _number((<tuple>loop)[1], -LIMIT, &by)
-                and _number((<tuple>loop)[2], -LIMIT, &wait)):
-            return False
-        if count == 1:
-            n.changed = True
-            continue
-        if wait < n.span or not add_product(&n.span, count - 1, wait):
-            return False
-        if not add_product(low if by < 0 else high, count - 1, by):
-            return False
-        own = 0
-        if not add_product(&own, n.accesses, count):
-            return False
-        n.accesses = own
-        top = n.depth - 1
-        if top >= 0 and _follows(n.count[top], n.by[top], by) and _follows(n.count[top], n.wait[top], wait):
-            n.count[top] *= count
-            n.changed = True
-            continue
-        n.count[n.depth], n.by[n.depth], n.wait[n.depth] = count, by, wait
-        n.depth += 1
-    return True
-
-
 cdef inline bint _follows(int64_t count, int64_t stride, int64_t outer) noexcept:
     """Whether an outer loop goes on where `count` turns of `stride` have led."""
     cdef int64_t reach = 0
@@ -98,7 +56,11 @@ cdef class Stream:
     """The fields of ``streams.AccessStream``, which checks what is not plain."""
     cdef readonly str component, op
     cdef readonly int64_t bytes, address, cycle, accesses, span
-    cdef readonly tuple loops
+    # In canonical form, innermost first.
+    cdef int depth
+    cdef int64_t count[MOST]
+    cdef int64_t by[MOST]
+    cdef int64_t wait[MOST]
 
     def __init__(self, component, op, bytes, address, cycle, loops=()):
         if _plain_name(component) and self._take(component, op, bytes, address, cycle, loops):
@@ -108,40 +70,82 @@ cdef class Stream:
             raise AssertionError("a stream that was checked is not in order")
 
     cdef bint _take(self, component, op, size, address, cycle, loops) except -1:
-        """Hold these, loops in canonical form; whether they were in order."""
-        cdef int64_t low, high, bytes_, begin, last, total = 0
-        cdef nest n
-        cdef int k
+        """Hold these; whether they were in order."""
+        cdef Py_ssize_t k
         if type(op) is not str or not (op == "read" or op == "write"):
             return False
         if type(loops) is not tuple or len(<tuple>loops) > MOST:
             return False
-        if not (_number(size, 1, &bytes_) and _number(address, 0, &low) and _number(cycle, 0, &begin)):
+        if not (_number(size, 1, &self.bytes) and _number(address, 0, &self.address)
+                and _number(cycle, 0, &self.cycle)):
             return False
-        n.depth, n.changed, n.accesses, n.span = 0, False, 1, 0
-        self.bytes, self.address, self.cycle, high, last = bytes_, low, begin, low, begin
-        if not _fold(<tuple>loops, &n, &low, &high):
+        self.component, self.op = component, op
+        self.depth, self.accesses, self.span = 0, 1, 0
+        for k in range(len(<tuple>loops) - 1, -1, -1):
+            if not self._around((<tuple>loops)[k]):
+                return False
+        return self._fits()
+
+    cdef bint _around(self, loop) except -1:
+        """Put a loop around those that are here; whether it is in order."""
+        cdef int64_t count, by, wait
+        cdef int top = self.depth - 1
+        if type(loop) is not tuple or len(<tuple>loop) != 3:
             return False
-        if low < 0 or not (add_product(&high, bytes_, 1) and add_product(&last, n.span, 1)):
+        if not (_number((<tuple>loop)[0], 1, &count) and _number((<tuple>loop)[1], -LIMIT, &by)
+                and _number((<tuple>loop)[2], -LIMIT, &wait)):
             return False
-        if not add_product(&total, n.accesses, bytes_):
+        if count == 1:
+            return True
+        if wait < self.span or not add_product(&self.span, count - 1, wait):
             return False
-        if n.changed:
-            loops = tuple([(n.count[k], n.by[k], n.wait[k]) for k in range(n.depth - 1, -1, -1)])
-        self.component, self.op, self.loops = component, op, loops
-        self.accesses, self.span = n.accesses, n.span
+        if not add_product(&self.accesses, self.accesses, count - 1):
+            return False
+        if top >= 0 and _follows(self.count[top], self.by[top], by) and _follows(self.count[top], self.wait[top], wait):
+            self.count[top] *= count
+        else:
+            self.count[self.depth], self.by[self.depth], self.wait[self.depth] = count, by, wait
+            self.depth += 1
         return True
+
+    cdef bint _fits(self) noexcept:
+        """Whether addresses, cycles and total lie within their bounds."""
+        cdef int64_t low = self.address, high = self.address, last = self.cycle, total = 0
+        cdef int k
+        for k in range(self.depth):
+            if not add_product(&low if self.by[k] < 0 else &high, self.count[k] - 1, self.by[k]):
+                return False
+        return (low >= 0 and self.cycle >= 0 and add_product(&high, self.bytes, 1)
+                and add_product(&last, self.span, 1) and add_product(&total, self.accesses, self.bytes))
+
+    cdef Stream _copy(self):
+        cdef Stream other = type(self).__new__(type(self))
+        other.component, other.op = self.component, self.op
+        other.bytes, other.address, other.cycle = self.bytes, self.address, self.cycle
+        other.accesses, other.span, other.depth = self.accesses, self.span, self.depth
+        other.count, other.by, other.wait = self.count, self.by, self.wait
+        return other
+
+    @property
+    def loops(self):
+        return tuple([(self.count[k], self.by[k], self.wait[k]) for k in range(self.depth - 1, -1, -1)])
 
     def at(self, component):
         """The same accesses of another component."""
         cdef Stream other
         if not _plain_name(component):
             return type(self)(component, *self._values()[1:])
-        other = type(self).__new__(type(self))
-        other.component, other.op, other.loops = component, self.op, self.loops
-        other.bytes, other.address, other.cycle = self.bytes, self.address, self.cycle
-        other.accesses, other.span = self.accesses, self.span
+        other = self._copy()
+        other.component = component
         return other
+
+    cdef Stream _moved(self, int64_t address, int64_t cycle):
+        """The same accesses, so many bytes and cycles further on."""
+        cdef Stream other = self._copy()
+        if add_product(&other.address, address, 1) and add_product(&other.cycle, cycle, 1) and other._fits():
+            return other
+        component, op, size, before, begin, loops = self._values()
+        return type(self)(component, op, size, before + address, begin + cycle, loops)
 
     def _values(self):
         return self.component, self.op, self.bytes, self.address, self.cycle, self.loops
@@ -175,20 +179,18 @@ def table(stream_row[::1] out, Py_ssize_t first, Py_ssize_t phase, streams, dict
     begin, end : int
         Cycle of the first access, and after the last; 0 if there is none.
     """
-    cdef Py_ssize_t row = first, k, depth
+    cdef Py_ssize_t row = first, k, inner
     cdef int64_t begin = LIMIT, end = 0
     cdef Stream s
     cdef stream_row* r
-    cdef tuple loop
     for s in streams:
         r = &out[row]
-        depth = len(s.loops)
         r.phase, r.component, r.op = <int32_t>phase, place[s.component], s.op == "write"
         r.bytes, r.address, r.cycle = s.bytes, s.address, s.cycle
         for k in range(MOST):
-            if k < depth:
-                loop = s.loops[k]
-                r.count[k], r.by[k], r.wait[k] = loop[0], loop[1], loop[2]
+            inner = s.depth - 1 - k
+            if inner >= 0:
+                r.count[k], r.by[k], r.wait[k] = s.count[inner], s.by[inner], s.wait[inner]
             else:
                 r.count[k], r.by[k], r.wait[k] = 1, 0, 0
         begin, end = min(begin, s.cycle), max(end, s.cycle + s.span + 1)
@@ -196,21 +198,22 @@ def table(stream_row[::1] out, Py_ssize_t first, Py_ssize_t phase, streams, dict
     return min(begin, end), end
 
 
-def moved(streams, list regions, cycles):
+def moved(streams, list regions, int64_t cycles):
     """The same streams, so many cycles later.
 
     Those of a component that begin in one of its `regions` (component, first address, address behind, bytes) also
     move by so many bytes.
     """
     cdef Stream s
+    cdef int64_t address, begin, end, by
     out = []
     for s in streams:
-        address = s.address
+        address = 0
         for component, begin, end, by in regions:
             if s.component == component and begin <= s.address < end:
-                address += by
+                address = by
                 break
-        out.append(type(s)(s.component, s.op, s.bytes, address, s.cycle + cycles, s.loops))
+        out.append(s._moved(address, cycles))
     return out
 
 
