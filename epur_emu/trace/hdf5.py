@@ -325,6 +325,7 @@ def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
         raise TraceError("trace", name, f"has {len(rows)} rows", "split the trace")
     # As h5py's create_dataset does, in a third of the time.
     form = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    form.set_obj_track_times(False)
     form.set_chunk((min(max(len(rows), 1), BLOCK),))
     form.set_shuffle()
     form.set_deflate(1)
