@@ -368,7 +368,7 @@ def _of_narrow(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
 def _of_stochastic(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
     store, unit = _store(f), _units(a, None)
     # Functions have rational values at 0, 1/2 the least of them.
-    if store is None or a.segments is not None or not f.subnormals or f.min_normal > 0.5:
+    if store is None or a.segments is not None or f.min_normal > 0.5:
         return None
     tables = [kernels.cut_table(unit, tangent, store) for tangent in (0, 1)]
     if any(t is None for t in tables):

@@ -29,41 +29,45 @@ typedef struct {
     watch w;
 } mu_row;
 
-/* What was rounded to r; where it is inexact and `small`, below the normal range, it counts (fixed point: if lost). */
+/* r where it is inexact and `small`, below the normal range, counts (fixed point: if lost). */
 INLINE vf mu_done(mu_row *g, vf r, vm inexact, vm small) {
     g->w.below = vc_add(g->w.below, vm_and(inexact, g->f->mask ? small : vf_eq(r, vf_set(0.0f))));
-    return watched(r, g->f, 1, &g->w);
+    return r;
+}
+INLINE vf mu_rounding(mu_row *g, vf v, const int mode) {
+    return watched(to_units(v, g->f, mode, RANGE, &g->key, g->next++), g->f, 1, &g->w);
 }
 INLINE vm mu_small(const mu_row *g, vf v) { return vf_lt(vf_abs(v), vf_set(g->f->normal)); }
 INLINE vf mu_exact(mu_row *g, vf v, const int mode) {
-    const vf r = to_units(v, g->f, mode, RANGE, &g->key, g->next++);
+    const vf r = mu_rounding(g, v, mode);
     return mu_done(g, r, vf_ne(r, v), mu_small(g, v));
 }
-/* A sum of values: exact in float32 where it is below the normal range, and exact there. */
+/* A sum of values: exact in float32 where it is below the normal range, and exact there, unless flushed. */
 INLINE vf mu_add(mu_row *g, vf a, vf b, const int mode) {
-    return watched(to_units(vf_add(a, b), g->f, mode, RANGE, &g->key, g->next++), g->f, 1, &g->w);
+    const vf sum = vf_add(a, b);
+    return g->f->flush > 0.0f ? mu_exact(g, sum, mode) : mu_rounding(g, sum, mode);
 }
 INLINE vf mu_times(mu_row *g, vf a, vf b, const int mode) {
     const vf near = vf_mul(a, b), zero = vf_set(0.0f);
     vf r;
     if (mode == NEAREST_EVEN) {
         const vf magic = vf_mul(scale_of(near, g->f, mode, RANGE), vf_set(g->f->magic));
-        r = vf_sub(vf_fma(a, b, magic), magic);
+        r = watched(vf_sub(vf_fma(a, b, magic), magic), g->f, 1, &g->w);
         g->next++;
     } else
-        r = to_units(near, g->f, mode, RANGE, &g->key, g->next++);
+        r = mu_rounding(g, near, mode);
     const vm lost = vm_and(vf_eq(r, zero), vm_and(vf_ne(a, zero), vf_ne(b, zero))); /* where the rest itself may underflow */
     const vf room = vf_fma(vf_abs(a), vf_abs(b), vf_set(-g->f->normal));
     return mu_done(g, r, vm_or(vf_ne(vf_fma(a, b, vf_neg(r)), zero), lost), vf_lt(room, zero));
 }
 /* Stochastic, as the two below; the quotient's divisor is not 0. */
 INLINE vf mu_over(mu_row *g, vf a, vf b) {
-    const vf near = vf_div(a, b), r = to_units(near, g->f, STOCHASTIC, RANGE, &g->key, g->next++);
+    const vf near = vf_div(a, b), r = mu_rounding(g, near, STOCHASTIC);
     return mu_done(g, r, vf_ne(vf_fnma(r, b, a), vf_set(0.0f)), mu_small(g, near));
 }
 /* A function's value, cut: irrational, but for values that are not below the normal range. */
 INLINE vf mu_found(mu_row *g, vf v) {
-    const vf r = to_units(v, g->f, STOCHASTIC, RANGE, &g->key, g->next++);
+    const vf r = mu_rounding(g, v, STOCHASTIC);
     return mu_done(g, r, vf_ne(v, vf_set(0.0f)), mu_small(g, v));
 }
 
