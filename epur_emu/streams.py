@@ -27,13 +27,13 @@ KINDS = ("load", "forward", "recurrent", "mu", "store")
 UNITS = ("dpu", "mu", "link")
 
 #: Most loops of a stream in canonical form.
-MAX_LOOPS = 6
+MAX_LOOPS = nests.MAX_LOOPS
 
 #: Bound of every address, cycle and total, so that 64-bit sums and differences cannot overflow.
-LIMIT = 2**62
+LIMIT = nests.BOUND
 
 #: Most bytes of a name in UTF-8.
-MAX_NAME = 255
+MAX_NAME = nests.MAX_NAME
 
 Longs = npt.NDArray[np.int64]
 

@@ -506,17 +506,22 @@ def test_rows_do_not_grow_with_the_accesses(tmp_path: Path, preset: str) -> None
     assert rows[1] - rows[0] < 100 * 10
 
 
-def test_an_interrupted_probe_keeps_what_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_after(accesses: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the next probe once it has performed so many."""
     reached = probe._Recorder.reached
 
     def interrupted(self: Any, cycle: int | None) -> None:
-        if cycle is not None and self.log.accesses > 20_000:
+        if cycle is not None and self.log.accesses > accesses:
             raise KeyboardInterrupt
         reached(self, cycle)
 
     monkeypatch.setattr(probe._Recorder, "reached", interrupted)
+
+
+def test_an_interrupted_probe_keeps_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(20_000, monkeypatch)
     monkeypatch.setattr(probe, "ENOUGH", 10)
     with pytest.raises(KeyboardInterrupt):
         run(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_captioning
+import test_probe
 import test_translation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,14 +140,7 @@ def test_the_command_line_writes_them(
 def test_an_interruption_keeps_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reached = probe._Recorder.reached
-
-    def interrupted(self: Any, cycle: int | None) -> None:
-        if cycle is not None and self.log.accesses > 8_000:
-            raise KeyboardInterrupt
-        reached(self, cycle)
-
-    monkeypatch.setattr(probe._Recorder, "reached", interrupted)
+    test_probe.interrupt_after(8_000, monkeypatch)
     folder, path = FOLDERS["translation"](tmp_path / "model"), tmp_path / "t.h5"
     with pytest.raises(SystemExit, match="130"):
         cli.main(["run", str(folder), "a b", "--trace", str(path), "--trace-mode", "events"])

@@ -160,6 +160,14 @@ INLINE void scale(float *to, const float *x, float by) {
     IN_MEMORY(to); /* else GCC picks the lanes out of a register, where a load does it for nothing */
 }
 
+/* Which of the vectors from `first` on, TILE at most, are to be taken, counted from there; returns how many. */
+static inline ptrdiff_t taken_of(const uint8_t *take, ptrdiff_t first, ptrdiff_t nv, ptrdiff_t *place) {
+    ptrdiff_t used = 0;
+    for (ptrdiff_t v = first; v < nv && v < first + TILE; v++)
+        if (take[v]) place[used++] = v - first;
+    return used;
+}
+
 /* One vector alone waits for its weights, these rows' and at their end those of the next ones (where rows follow each other). */
 INLINE void ahead(const codes *at, ptrdiff_t s, ptrdiff_t subs) {
     const ptrdiff_t from = s + AHEAD + (s + AHEAD < subs ? 0 : (LOCK_ROWS - 1) * subs);
@@ -183,10 +191,9 @@ INLINE void chain_rows(
             const codes at = codes_at(&shifted, order + r);
             for (ptrdiff_t first = 0; first < nv; first += TILE) {
                 float *a = acc + first * pitch + shift;
-                ptrdiff_t place[TILE], used = 0;
+                ptrdiff_t place[TILE];
+                const ptrdiff_t used = taken_of(take, first, nv, place);
                 vc seen_below = vc_zero(), *below = counted ? &seen_below : NULL;
-                for (ptrdiff_t v = first; v < nv && v < first + TILE; v++)
-                    if (take[v]) place[used++] = v - first;
                 if (!used) continue;
                 for (ptrdiff_t u = 0; u < used; u++) gather_lanes(sums + u * LANES, a + place[u] * pitch, order + r);
                 float *before = sums;

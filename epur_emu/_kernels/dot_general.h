@@ -91,8 +91,13 @@ INLINE vf to_units(vf v, const lanes *f, const int mode, const int watching, con
     return vf_fnma(scale, back, vf_fma(scale, magic, shifted(v, scale, f, mode, key, n)));
 }
 
+/* Without subnormals what is below `flush` becomes 0. */
+INLINE vf flushed(vf r, vf flush, const int flushes) {
+    return flushes ? vf_pick(vf_lt(vf_abs(r), flush), vf_set(0.0f), r) : r;
+}
+
 INLINE vf watched(vf r, const lanes *f, const int tracked, watch *w) {
-    if (f->flush > 0.0f) r = vf_pick(vf_lt(vf_abs(r), vf_set(f->flush)), vf_set(0.0f), r);
+    r = flushed(r, vf_set(f->flush), f->flush > 0.0f);
     if (tracked) w->top = vf_topmost(w->top, vf_abs(r));
     return r;
 }
@@ -209,6 +214,12 @@ INLINE void block_keys(uint32_t *a, uint32_t *b, uint32_t step_key, uint32_t blo
     }
 }
 
+/* Keys of LANES neighbours. */
+INLINE void lock_keys(uint32_t *a, uint32_t *b, uint32_t step_key, const int32_t *order) {
+    for (int i = 0; i < LOCK_ROWS; i++)
+        block_keys(a + i * 16, b + i * 16, step_key, (uint32_t)order[i] / 4, (uint32_t)order[i] % 4);
+}
+
 /* Whether a place may have left its range. Where the processor cuts, it also cuts at its own largest value. */
 static inline int beyond(const watch *w, const lanes *f, int mode) {
     float top[VW];
@@ -239,17 +250,15 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
         const int32_t *order = c->order + r;
         for (ptrdiff_t first = 0; first < c->nv; first += TILE) {
             float *a = c->acc + first * c->pitch;
-            ptrdiff_t place[TILE], used = 0;
+            ptrdiff_t place[TILE];
+            const ptrdiff_t used = taken_of(c->take, first, c->nv, place);
             watch seen_here[TILE][3];
-            for (ptrdiff_t v = first; v < c->nv && v < first + TILE; v++)
-                if (c->take[v]) place[used++] = v - first;
             if (!used) continue;
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
                 for (int p = 0; p < 3; p++) seen_here[u][p] = (watch){vf_set(0.0f), vc_zero()};
-                for (int i = 0; mode == STOCHASTIC && i < LOCK_ROWS; i++)
-                    block_keys(key_a + u * LANES + i * 16, key_b + u * LANES + i * 16, c->step_keys[first + place[u]],
-                               (uint32_t)order[i] / 4, (uint32_t)order[i] % 4);
+                if (mode == STOCHASTIC)
+                    lock_keys(key_a + u * LANES, key_b + u * LANES, c->step_keys[first + place[u]], order);
             }
             for (ptrdiff_t s = 0; s < m->subs; s++) {
                 const float *xs = c->x + (s * c->nv + first) * 16;

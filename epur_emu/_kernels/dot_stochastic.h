@@ -40,10 +40,6 @@ INLINE vk next_word(vk *word, vk key) {
     return now;
 }
 
-INLINE vf flushed(vf r, vf flush, const int flushes) {
-    return flushes ? vf_pick(vf_lt(vf_abs(r), flush), vf_set(0.0f), r) : r;
-}
-
 INLINE vf drawn_product(vf w, vf x, const cuts *k, const int flushes, vk random) {
     const vf v = vf_mul(w, x), scale = vf_signed(v, k->mask, k->least);
     const vk raised = vk_of(vf_fma(scale, k->raise, v));
@@ -86,8 +82,8 @@ INLINE void drawn_step(vf t[16], const drawing *before, const drawing *now, cons
 }
 
 /* The vectors of one LOCK_ROWS rows that are to be taken: sums INOUT, keys IN, words INOUT (used, LANES). */
-INLINE void drawn_rows(const general_call *c, const int32_t *order, const ptrdiff_t *place, ptrdiff_t used, float *sums,
-                       const uint32_t *key, uint32_t *word, const int store, const cuts *k, const int flushes) {
+INLINE void drawn_rows(const general_call *c, const int32_t *order, const float *x, const ptrdiff_t *place, ptrdiff_t used,
+                       float *sums, const uint32_t *key, uint32_t *word, const int store, const cuts *k, const int flushes) {
     const matrix *m = c->m;
     float wide[16 * LANES] ALIGNED, no_sum[VW] ALIGNED = {0};
     uint32_t no_word[VW] ALIGNED = {0};
@@ -105,7 +101,7 @@ INLINE void drawn_rows(const general_call *c, const int32_t *order, const ptrdif
                 const ptrdiff_t lane = u * LANES + i * VW;
                 const drawing now = {sums + lane, key + lane, word + lane};
                 const void *w = store == WIDE ? (const void *)(wide + i * VW) : at.row[i / VN] + s * 256 + i % VN * VW;
-                drawn_step(t, &before, &now, store, w, c->x + (s * c->nv + place[u]) * 16, k, flushes);
+                drawn_step(t, &before, &now, store, w, x + (s * c->nv + place[u]) * 16, k, flushes);
                 before = now;
             }
     }
@@ -124,23 +120,22 @@ INLINE void drawn_call(const general_call *c, const int flushes) {
     for (ptrdiff_t r = 0; r < c->count; r += LOCK_ROWS) {
         const int32_t *order = c->order + r;
         for (ptrdiff_t first = 0; first < c->nv; first += TILE) {
-            ptrdiff_t place[TILE], used = 0;
-            for (ptrdiff_t v = first; v < c->nv && v < first + TILE; v++)
-                if (c->take[v]) place[used++] = v;
+            const float *x = c->x + first * 16;
+            float *a = c->acc + first * c->pitch;
+            ptrdiff_t place[TILE];
+            const ptrdiff_t used = taken_of(c->take, first, c->nv, place);
             for (ptrdiff_t u = 0; u < used; u++) {
-                gather_lanes(sums + u * LANES, c->acc + place[u] * c->pitch, order);
-                for (int i = 0; i < LOCK_ROWS; i++)
-                    block_keys(key + u * LANES + i * 16, word + u * LANES + i * 16, c->step_keys[place[u]],
-                               (uint32_t)order[i] / 4, (uint32_t)order[i] % 4);
+                gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
+                lock_keys(key + u * LANES, word + u * LANES, c->step_keys[first + place[u]], order);
                 for (ptrdiff_t l = u * LANES; l < (u + 1) * LANES; l++) word[l] += key[l] * 32 * (uint32_t)c->first_sub;
             }
             if (used == 1 && c->m->store == HALF)
-                drawn_rows(c, order, place, used, sums, key, word, HALF, &k, flushes);
+                drawn_rows(c, order, x, place, used, sums, key, word, HALF, &k, flushes);
             else if (used == 1 && c->m->store == TOP)
-                drawn_rows(c, order, place, used, sums, key, word, TOP, &k, flushes);
+                drawn_rows(c, order, x, place, used, sums, key, word, TOP, &k, flushes);
             else if (used)
-                drawn_rows(c, order, place, used, sums, key, word, WIDE, &k, flushes);
-            for (ptrdiff_t u = 0; u < used; u++) scatter_lanes(c->acc + place[u] * c->pitch, sums + u * LANES, order);
+                drawn_rows(c, order, x, place, used, sums, key, word, WIDE, &k, flushes);
+            for (ptrdiff_t u = 0; u < used; u++) scatter_lanes(a + place[u] * c->pitch, sums + u * LANES, order);
         }
     }
 }

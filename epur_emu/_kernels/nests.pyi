@@ -4,6 +4,10 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+MAX_LOOPS: int
+MAX_NAME: int
+BOUND: int
+
 S = TypeVar("S", bound="Stream")
 
 class Stream:

@@ -28,6 +28,10 @@ cdef enum:
     MOST_NAME = 255  # bytes
 
 
+#: For ``streams.py``, which says what they bound.
+MAX_LOOPS, MAX_NAME, BOUND = MOST, MOST_NAME, LIMIT
+
+
 cdef packed struct stream_row:
     int32_t phase, component
     uint8_t op

@@ -298,6 +298,12 @@ static void bring_x(epur_probe *p, int64_t member, int64_t t, int64_t cycle, int
         events(g, p->inputs_of[q], WRITE, lane + OF_X, cycle, member * p->region, p->sx, p->nx, p->sx, wait);
 }
 
+/* All rows of a pass come, `pace` cycles apart: while its first step goes on, or before. */
+static void probe_prefetch(epur_probe *p, int64_t begin, int64_t pace) {
+    const int64_t n = p->nx + p->nh, of_neuron = row_bursts(p, n) * p->burst;
+    for (int64_t k = 0; k < p->cells; k++) fetch_row(p, begin + k * pace, p->rows + k * of_neuron, p->tag, k, k, n);
+}
+
 /* Steps of a pass in E-PUR's order, `count` from t on for the first `left` sequences; the first is begun at `start`, the others
  * `step` cycles apart, neurons `pace`, and the load of step 0 at `loaded`. Returns the last cycle in which an h is written.
  *
@@ -305,10 +311,9 @@ static void bring_x(epur_probe *p, int64_t member, int64_t t, int64_t cycle, int
 static int64_t probe_epur(epur_probe *p, int64_t t, int64_t count, int64_t left, int64_t start, int64_t step, int64_t pace,
                           int64_t loaded) {
     const int64_t n = p->nx + p->nh, h_at = p->nx * p->sx, swing = p->nh * p->sx;
-    const int64_t of_neuron = row_bursts(p, n) * p->burst, of_row = p->nh * p->sy, cells = p->cells;
+    const int64_t of_row = p->nh * p->sy, cells = p->cells;
     int64_t last = 0;
-    if (t == 0 && p->load)
-        for (int64_t k = 0; k < cells; k++) fetch_row(p, loaded + k * pace, p->rows + k * of_neuron, p->tag, k, k, n);
+    if (t == 0 && p->load) probe_prefetch(p, loaded, pace);
     for (const int64_t end = t + count; t < end; t++, start += step) {
         const int turn = t % 2;
         const int64_t slot = h_at + turn * swing, other = h_at + !turn * swing;
@@ -353,12 +358,6 @@ static int64_t probe_epur(epur_probe *p, int64_t t, int64_t count, int64_t left,
 /* A row of the network's input comes from DRAM to the intermediate memory. */
 static void probe_stage(epur_probe *p, int64_t cycle, int64_t source, int64_t size, int64_t target) {
     fetch(p, cycle, source, size, &p->mid, 1, FETCHED, target, p->sx, 0);
-}
-
-/* All rows of a pass come before it begins. */
-static void probe_prefetch(epur_probe *p, int64_t begin, int64_t pace) {
-    const int64_t n = p->nx + p->nh, of_neuron = row_bursts(p, n) * p->burst;
-    for (int64_t k = 0; k < p->cells; k++) fetch_row(p, begin + k * pace, p->rows + k * of_neuron, p->tag, k, k, n);
 }
 
 /* Place of the forward sums of step t and neuron k. */

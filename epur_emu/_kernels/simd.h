@@ -205,11 +205,12 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_fnma(a, b, c) _mm512_fnmadd_ps(a, b, c)
 #define vf_signed(v, m, l) _mm512_range_ps(vf_and(v, vf_or(m, _mm512_set1_ps(-0.0f))), l, 3)
 #define HAS_ODD 1
-#define vf_bits(a) _mm512_castps_si512(a)
-#define vf_and(a, b) _mm512_castsi512_ps(_mm512_and_si512(vf_bits(a), vf_bits(b)))
-#define vf_or(a, b) _mm512_castsi512_ps(_mm512_or_si512(vf_bits(a), vf_bits(b)))
-#define vf_xor(a, b) _mm512_castsi512_ps(_mm512_xor_si512(vf_bits(a), vf_bits(b)))
-#define vf_topmost(a, b) _mm512_castsi512_ps(_mm512_max_epi32(vf_bits(a), vf_bits(b)))
+#define vk_of(v) _mm512_castps_si512(v)
+#define vf_of(v) _mm512_castsi512_ps(v)
+#define vf_and(a, b) _mm512_castsi512_ps(_mm512_and_si512(vk_of(a), vk_of(b)))
+#define vf_or(a, b) _mm512_castsi512_ps(_mm512_or_si512(vk_of(a), vk_of(b)))
+#define vf_xor(a, b) _mm512_castsi512_ps(_mm512_xor_si512(vk_of(a), vk_of(b)))
+#define vf_topmost(a, b) _mm512_castsi512_ps(_mm512_max_epi32(vk_of(a), vk_of(b)))
 #define vf_pick(m, a, b) _mm512_mask_blend_ps(m, b, a)
 #define vm_any(m) ((int)(m))
 #define vf_integers(p) _mm512_cvtepi32_ps(_mm512_loadu_si512(p))
@@ -220,8 +221,6 @@ typedef __m512i vk;
 #define vk_add(a, b) _mm512_add_epi32(a, b)
 #define vk_and(a, b) _mm512_and_si512(a, b)
 #define vk_down(a, by) _mm512_srlv_epi32(a, by)
-#define vk_of(v) _mm512_castps_si512(v)
-#define vf_of(v) _mm512_castsi512_ps(v)
 static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
     const __m512i x = _mm512_add_epi32(_mm512_mullo_epi32(a, _mm512_set1_epi32((int)n)), b);
     const __m512i one_bits = _mm512_castps_si512(_mm512_set1_ps(one));
@@ -231,7 +230,7 @@ static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
 static inline vf vf_odd(vf a, vf b) {
     const vf below = _mm512_add_round_ps(a, b, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     const vf above = _mm512_add_round_ps(a, b, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
-    return _mm512_mask_blend_ps(_mm512_test_epi32_mask(vf_bits(below), _mm512_set1_epi32(1)), above, below);
+    return _mm512_mask_blend_ps(_mm512_test_epi32_mask(vk_of(below), _mm512_set1_epi32(1)), above, below);
 }
 #define vf_eq(a, b) _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
