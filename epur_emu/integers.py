@@ -293,6 +293,7 @@ class IntegerMatrix:
         acc: npt.NDArray[np.int32],
         accumulators: FixedFormat | Sequence[FixedFormat],
         level: str | None = None,
+        back: bool = False,
     ) -> tuple[int, tuple[int, int, int] | None]:
         """Add the products with each vector to accumulators, one sub-vector of 16 inputs after another.
 
@@ -307,6 +308,8 @@ class IntegerMatrix:
             saturates here, and the caller raises.
         level : {"scalar", "avx2", "avx512", "avx512vnni"}, optional
             All give the same sums.
+        back : bool, default False
+            Take the last block of neurons first: the same sums, too.
 
         Returns
         -------
@@ -338,7 +341,7 @@ class IntegerMatrix:
         seen = np.array([0, -1], np.int64)
         kernels.dot(
             level_number(level), self.codes, self.energy, self.narrow, self.largest_w, self.largest_x,
-            x, acc, widths, seen,
+            x, acc, widths, back, seen,
         )  # fmt: skip
         if seen[1] < 0:
             return int(seen[0]), None

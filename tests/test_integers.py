@@ -110,18 +110,18 @@ def problems(draw):
     return weight, input, w, x, accumulators, start
 
 
-def solve(problem, level):
+def solve(problem, level, back=False):
     weight, input, w, x, accumulators, start = problem
     matrix = IntegerMatrix.pack(w, weight, input)
     acc = to_rows(start, matrix.blocks)
     padded = np.zeros((len(x), matrix.inputs), np.int16)
     padded[:, : x.shape[1]] = x
-    return (acc, *matrix.dot(padded, acc, accumulators, level))
+    return (acc, *matrix.dot(padded, acc, accumulators, level, back))
 
 
-def check(problem, level):
+def check(problem, level, back=False):
     _, _, w, x, accumulators, start = problem
-    acc, count, where = solve(problem, level)
+    acc, count, where = solve(problem, level, back)
     wanted, wanted_count, wanted_where = accumulate(w, x, start, accumulators)
     blocks = -(-w.shape[1] // 16)
     shaped = np.array(wanted, np.int64).reshape(start.shape)
@@ -131,9 +131,9 @@ def check(problem, level):
 
 @pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=40, deadline=None)
-@given(problem=problems())
-def test_dot_is_its_definition(level, problem):
-    check(problem, level)
+@given(problem=problems(), back=st.booleans())
+def test_dot_is_its_definition(level, problem, back):
+    check(problem, level, back)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -364,14 +364,15 @@ class Portable:
         self.c = library
         self.calls = 0
 
-    def dot(self, level, codes, energy, narrow, largest_w, largest_x, x, acc, widths, seen):
+    def dot(self, level, codes, energy, narrow, largest_w, largest_x, x, acc, widths, back, seen):
         self.calls += 1
         matrix = self.Matrix(
             codes.ctypes.data, energy.ctypes.data, acc.shape[1] // 4, x.shape[1], narrow, largest_w, largest_x
         )  # fmt: skip
         self.c.dot_int_avx512(
             ctypes.byref(matrix), ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(acc.ctypes.data),
-            ctypes.c_ssize_t(len(x)), ctypes.c_void_p(widths.ctypes.data), ctypes.c_void_p(seen.ctypes.data),
+            ctypes.c_ssize_t(len(x)), ctypes.c_void_p(widths.ctypes.data),
+            ctypes.c_int(back), ctypes.c_void_p(seen.ctypes.data),
             ctypes.create_string_buffer(16 * x.size + 4096 * (len(x) + 1)),
         )  # fmt: skip
 

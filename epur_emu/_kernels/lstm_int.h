@@ -4,8 +4,8 @@
  * leaves |acc| by more than |w| |x| (Cauchy and Schwarz, lengths of the parts within the block). Where the accumulators
  * of a block of neurons have that much room the sums are computed in any order, modulo 2^32; else one by one.
  *
- * A block of neurons is finished before the next: its accumulators stay in the cache, and one vector alone reads its
- * weights from the first to the last byte of the matrix.
+ * A block of neurons is finished before the next: its accumulators stay in the cache. One vector alone waits for its
+ * weights: a time step that begins with the block with which the last one ended finds some of them in the nearer cache.
  *
  * Signed bytes. The instruction multiplies unsigned bytes by signed ones. With m = -1 where x < 0, else 0:
  *   w x = (w ^ m) |x| + (x < 0 ? |x| : 0)
@@ -116,24 +116,27 @@ static inline __attribute__((always_inline)) void sums(const uint8_t *w, const i
         for (int i = 0; i < gates * VN; i++) vi_store(acc[u] + i * VW, sum[u][i]);
 }
 
-/* All gates of one vector; two groups at a time, whose sums don't wait for each other. */
+/* All gates of one vector; two groups at a time, whose sums don't wait for each other. next: the weights to be read after these. */
 static inline __attribute__((always_inline)) void sums_alone(const uint8_t *w, const int32_t *word, ptrdiff_t half,
                                                              int32_t offset, int32_t *acc, ptrdiff_t groups,
-                                                             const int narrow) {
+                                                             const uint8_t *next, const int narrow) {
+    const uint8_t *ahead = w + AHEAD, *end = w + groups * GROUP;
     vi sum[2][ROWS * VN];
     for (int i = 0; i < ROWS * VN; i++) {
         sum[0][i] = vi_add(vi_load(acc + i * VW), vi_set(offset));
         sum[1][i] = vi_set(0);
     }
-    for (ptrdiff_t g = 0; g < groups; g += 2, w += 2 * GROUP)
+    for (ptrdiff_t g = 0; g < groups; g += 2, w += 2 * GROUP, ahead += 2 * GROUP) {
+        if (ahead == end) ahead = next;
         for (int k = 0; k < 2; k++) {
-            for (int i = 0; i < ROWS; i++) __builtin_prefetch(w + AHEAD + k * GROUP + i * 64);
+            for (int i = 0; i < ROWS; i++) __builtin_prefetch(ahead + k * GROUP + i * 64);
             const vi first = vi_set(word[g + k]), second = vi_set(narrow ? word[half + g + k] : 0);
             for (int i = 0; i < ROWS * VN; i++) {
                 const vi codes = vi_load(w + k * GROUP + i * VW * 4);
                 sum[k][i] = narrow ? vi_fours(sum[k][i], codes, first, second) : vi_pairs(sum[k][i], codes, first);
             }
         }
+    }
     for (int i = 0; i < ROWS * VN; i++) vi_store(acc + i * VW, vi_add(sum[0][i], sum[1][i]));
 }
 
@@ -260,9 +263,9 @@ static void neurons(const job *j, const uint8_t *w, const double *energy, const 
             }
         for (; done < used; done++) {
             if (narrow)
-                sums_alone(w, word[done], ready->half, offset[done], to[done], groups, 1);
+                sums_alone(w, word[done], ready->half, offset[done], to[done], groups, w + groups * GROUP, 1);
             else
-                sums_alone(w, word[done], ready->half, offset[done], to[done], groups, 0);
+                sums_alone(w, word[done], ready->half, offset[done], to[done], groups, w + groups * GROUP, 0);
         }
         w += groups * GROUP;
     }
@@ -270,21 +273,22 @@ static void neurons(const job *j, const uint8_t *w, const double *energy, const 
 }
 
 /* One block of neurons with one vector over all of its inputs, unless accumulators may go out of range. */
-static int whole_vector(const job *j, const uint8_t *w, const double *energy, const operands *ready, int32_t *acc) {
+static int whole_vector(const job *j, const uint8_t *w, const uint8_t *next, const double *energy, const operands *ready,
+                        int32_t *acc) {
     double reach = 0;
     for (ptrdiff_t b = 0; b < ready->blocks; b++) reach += sqrt(energy[b * j->w->blocks]) * ready->length[b];
     if (!(largest(acc) + reach * (1.0 + 0x1p-40) <= j->room)) return 0;
     uint32_t offset = 0;
     for (ptrdiff_t b = 0; b < ready->blocks; b++) offset += (uint32_t)ready->offset[b];
     if (j->w->narrow)
-        sums_alone(w, ready->word, ready->half, (int32_t)offset, acc, j->w->inputs / 4, 1);
+        sums_alone(w, ready->word, ready->half, (int32_t)offset, acc, j->w->inputs / 4, next, 1);
     else
-        sums_alone(w, ready->word, ready->half, (int32_t)offset, acc, j->w->inputs / 2, 0);
+        sums_alone(w, ready->word, ready->half, (int32_t)offset, acc, j->w->inputs / 2, next, 0);
     return 1;
 }
 
 void LEVEL(dot_int)(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff_t nv, const int_width *width,
-                    int64_t *seen, void *room) {
+                    int back, int64_t *seen, void *room) {
     const ptrdiff_t pitch = w->blocks * SUMS, bytes = w->inputs * SUMS * (w->narrow ? 1 : 2);
     job j = {.w = w, .width = width, .room = 0x1p31 - 1.0, .seen = seen};
     j.small = (double)w->largest_w * w->largest_x <= 0x1p26;
@@ -294,9 +298,10 @@ void LEVEL(dot_int)(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff
         j.small &= width[gate].bits < 32;
     }
     const operands ready = prepared(w, x, nv, room);
-    for (ptrdiff_t b = 0; b < w->blocks; b++) {
+    const ptrdiff_t ahead = back ? -1 : 1;
+    for (ptrdiff_t b = back ? w->blocks - 1 : 0; b >= 0 && b < w->blocks; b += ahead) {
         const uint8_t *codes = (const uint8_t *)w->codes + b * bytes;
-        if (nv == 1 && whole_vector(&j, codes, w->energy + b, &ready, acc + b * SUMS)) continue;
+        if (nv == 1 && whole_vector(&j, codes, codes + ahead * bytes, w->energy + b, &ready, acc + b * SUMS)) continue;
         for (ptrdiff_t first = 0; first < nv; first += VECTORS) {
             const int some = nv - first < VECTORS ? (int)(nv - first) : VECTORS;
             const ptrdiff_t at = first * pitch + b * SUMS;

@@ -146,6 +146,7 @@ typedef struct {
     const room_t *room;
     seen *n;
     int64_t *raised;
+    int back; /* every other time step reads integers' weights the other way round */
 } work;
 
 /* `dot_chain`, then its underflows, some rows at a time: their weights come from the cache the second time. */
@@ -198,7 +199,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                 memset(to + length, 0, (size_t)(inputs - length) * sizeof *to);
             }
             held = o;
-            AT_INT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, left,
+            AT_INT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, k->back, left,
                                               r->integers);
             k->n[ACCUMULATOR].saturation += left[0];
             k->n[ACCUMULATOR].raised += left[1] >= 0;
@@ -271,7 +272,7 @@ static void step_keys(const pass *p, const room_t *r, ptrdiff_t nv, uint32_t fir
 void pass_forward(const pass *p, const float *x, ptrdiff_t inputs, float *sums, int32_t *isums, double *bound,
                   ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room) {
     const room_t r = rooms(p, nv, (uintptr_t)room);
-    const work k = {nv, &r, n, raised};
+    const work k = {nv, &r, n, raised, 0};
     step_keys(p, &r, nv, first, stride);
     memset(sums, 0, (size_t)(nv * (p->blocks * 4 + 1) * 16) * sizeof *sums);
     if (isums) memset(isums, 0, (size_t)(p->groups * nv * p->blocks * 64) * sizeof *isums);
@@ -380,7 +381,7 @@ void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const 
                ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room) {
     const ptrdiff_t width = p->blocks * 16, pitch = p->blocks * 64 + 16;
     const room_t r = rooms(p, nv, (uintptr_t)room);
-    const work k = {nv, &r, n, raised};
+    const work k = {nv, &r, n, raised, first & 1};
     step_keys(p, &r, nv, first, stride);
     dot(p, 1, h, width, sums, isums, bound, &k);
     for (ptrdiff_t v = 0; v < nv; v++) {
