@@ -1,4 +1,8 @@
-"""Traces, one thread: expansion; probe mode and streams beside plain emulation; tracing beside SCALE-Sim."""
+"""Traces, one thread: expansion; probe mode and streams beside plain emulation; tracing beside SCALE-Sim.
+
+Streams are shown twice: as what they add to whole commands, and to the engine alone on weights that are packed
+already; there the fixed cost of a file, some milliseconds, is all of it.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +45,9 @@ EESEN = tuple(
     for n in range(5)
 )
 GMAT = tuple((LayerShape(str(n), 1024, 1024),) for n in range(17))
+
+#: Models that come along, each with the example that its command takes by default.
+MODELS = ("translate-en-de", "caption-emoji", "digits-ctc", "silero-vad")
 
 #: Time steps of one pass whose streams' share is shown.
 LENGTHS = (25, 100, 400, 1600)
@@ -114,6 +121,8 @@ def measure(rounds: int, python: str) -> list[dict[str, Any]]:
             net = network(one(inputs, cells, peepholes))
             for accelerator in DATAFLOWS:
                 rows += traced(folder, case, net, steps, accelerator, rounds)
+        for model in MODELS:
+            rows += command(folder, model, 2 * rounds)
         single = network(one(640, 320, True))
         for steps in LENGTHS:
             rows += shares(folder, f"640 x 320, {steps} steps", single, steps, rounds)
@@ -145,6 +154,21 @@ def log(net: Network, steps: int, accelerator: Accelerator, path: Path) -> None:
     """All that a trace of streams costs a run: its schedule, and the file."""
     schedule = schedule_sequence(net.shape, steps, EPUR, accelerator)
     trace_of([schedule], [net], [steps], EPUR, accelerator).save(path)
+
+
+def command(folder: Path, model: str, rounds: int) -> list[dict[str, Any]]:
+    """What ``--trace`` adds to the time of ``epur run MODEL``; none if the model's example can't be had."""
+    run = [sys.executable, "-m", "epur_emu", "run", model]
+    if subprocess.run(run, capture_output=True).returncode:
+        print(f"epur run {model} fails; its row is left out", file=sys.stderr)
+        return []
+    sides = {
+        name: partial(subprocess.run, [*run, *more], stdout=subprocess.DEVNULL, check=True)
+        for name, more in (("plain", []), ("traced", ["--trace", folder / "t.h5"]))
+    }
+    seconds = in_turn(sides, rounds)
+    share = 100 * (seconds["traced"] / seconds["plain"] - 1)
+    return [row(f"--trace adds to epur run {model}", share, 2.0, "2 %", "%")]
 
 
 def shares(

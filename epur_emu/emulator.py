@@ -29,7 +29,7 @@ from epur_emu.formats import FP32, FloatFormat, Format, LinearFormat
 from epur_emu.network import GATES, LstmLayer, Network
 from epur_emu.passes import COUNTED, EVENTS, LANES, PackedPass, level_number
 from epur_emu.probe import check_probe, probe_sequences
-from epur_emu.rounding import calibration, round_to
+from epur_emu.rounding import Counts, calibration, round_to
 from epur_emu.trace import Trace
 from epur_emu.version import __version__
 
@@ -100,6 +100,9 @@ class Engine:
         evaluated at once; results do not depend on it.
     observer : Observer, optional
         Is shown what goes through the passes; float32 only.
+    keep : bool
+        Whether weights stay packed for further sequences; else those of a pass are there only while it
+        runs, which takes less memory and suits a single sequence.
 
     Raises
     ------
@@ -119,8 +122,11 @@ class Engine:
     count: bool = True
     threads: int = 1
     observer: Observer | None = None
+    keep: bool = True
 
     def __post_init__(self) -> None:
+        self._number = {p.name: n for n, p in enumerate(self.network.passes)}
+        self._weight_counts: dict[str, Counts] = {}
         self._seen = {
             p.name: np.zeros((len(COUNTED), len(EVENTS)), np.int64) for p in self.network.passes
         }
@@ -156,7 +162,9 @@ class Engine:
                 for place, row in zip(COUNTED, seen, strict=True)
             }
             if self.arithmetic.bit_exact:
-                places["weight"] = {e: getattr(self._packed[name].weight_counts, e) for e in EVENTS}
+                if name not in self._weight_counts:
+                    self._packed_pass(name)
+                places["weight"] = {e: getattr(self._weight_counts[name], e) for e in EVENTS}
             out[name] = LayerStats(name, places)
         return out
 
@@ -250,7 +258,7 @@ class Engine:
 
     def sequences(self, inputs: Sequence[npt.ArrayLike]) -> list[list[F32]]:
         """Evaluate several sequences, `threads` of them at once; each as `sequence` does."""
-        if self.arithmetic.bit_exact:
+        if self.arithmetic.bit_exact and self.keep:
             _ = self._packed  # once, before there are threads
         together = 1 if len(inputs) > 1 else self.threads
         return self._in_threads(self._sequence, [(x, None, together) for x in inputs], self.threads)
@@ -268,12 +276,13 @@ class Engine:
         self, p: LstmLayer, x: F32, h: F32 | None, c: F32 | None, threads: int
     ) -> F32:
         if not self.arithmetic.bit_exact:
-            out = self.floats[p.name].sequence(x, h, c)
+            reference = self.floats[p.name] if self.keep else FloatPass(p)
+            out = reference.sequence(x, h, c)
             if self.observer is not None:
-                self.observer.see(p.name, x, out, self.floats[p.name].forward(x))
+                self.observer.see(p.name, x, out, reference.forward(x))
             return out
         seen = np.zeros((len(COUNTED), len(EVENTS)), np.int64)
-        out, _ = self._packed[p.name].sequence(x, h, c, self.order == "epur-mwl", seen, threads)
+        out, _ = self._packed_pass(p.name).sequence(x, h, c, self.order == "epur-mwl", seen, threads)
         with self._lock:
             self._seen[p.name] += seen
         return out
@@ -320,13 +329,19 @@ class Engine:
 
     @cached_property
     def _packed(self) -> dict[str, PackedPass]:
-        packed: dict[str, PackedPass] = {}
-        for n, layer in enumerate(self.network.layers):
-            fed = n > 0 and not self.network.host_between
-            for p in layer:
-                packed[p.name] = PackedPass.of(
-                    p, self.arithmetic, self.alpha or {}, len(packed), self._level, self.count, fed
-                )
+        return {p.name: self._pack(p) for p in self.network.passes}
+
+    def _packed_pass(self, name: str) -> PackedPass:
+        if self.keep:
+            return self._packed[name]
+        return self._pack(self.network.passes[self._number[name]])
+
+    def _pack(self, p: LstmLayer) -> PackedPass:
+        fed = not self.network.host_between and p not in self.network.layers[0]
+        packed = PackedPass.of(
+            p, self.arithmetic, self.alpha or {}, self._number[p.name], self._level, self.count, fed
+        )
+        self._weight_counts[p.name] = packed.weight_counts
         return packed
 
     @cached_property
@@ -551,7 +566,9 @@ def emulate(
     """
     accelerator = accelerator or Accelerator.load("epur")
     order = dataflow_of(accelerator).rounds
-    engine = Engine(network, arithmetic, order, alpha, level, check_finite, accelerator.width)
+    engine = Engine(
+        network, arithmetic, order, alpha, level, check_finite, accelerator.width, keep=False
+    )
     # What does not fit is refused before anything is computed; another shape of inputs, by the engine.
     steps = len(np.asarray(inputs)) if np.ndim(inputs) == 2 else 0
     given = initial is not None

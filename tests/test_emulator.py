@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -581,3 +582,34 @@ def test_small_values_that_round_away_leave_the_range(place, mode, size):
     )  # fmt: skip
     for order in ORDERS:
         check(case, a, order)
+
+
+@pytest.mark.parametrize("name", ["epur-fp16", "epur-int8"])
+def test_a_single_sequence_keeps_one_pass_packed(name):
+    """With the imported weights, 16 bits each, less than twice as much as these, and the outputs."""
+    cells, rng = 256, np.random.default_rng(3)
+
+    def weights():
+        return rng.uniform(-0.1, 0.1, (4, cells, cells)).astype(np.float16)
+
+    network = Network(
+        "four",
+        tuple(
+            (LstmLayer(str(n), weights(), weights(), np.zeros((4, cells), np.float16)),) for n in range(4)
+        ),
+    )
+    x, a = rng.uniform(-1, 1, (33, cells)).astype(np.float32), arithmetic(name)
+    alpha = {f"{n}.{what}": 1.0 for n in range(4) for what in ("input", "hidden")}
+    emulate(network, x, a, alpha=alpha)  # what is kept for good: tables, rooms
+    tracemalloc.start()
+    try:
+        found = emulate(network, x, a, alpha=alpha)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    size = sum(p.w_x.nbytes + p.w_h.nbytes for p in network.passes)
+    assert size / 8 < peak < size + sum(layer.nbytes for layer in found.layers)
+    kept = Engine(network, a, alpha=alpha)
+    for ours, theirs in zip(found.layers, kept.sequence(x), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    assert found.stats == tuple(kept.stats.values())

@@ -19,6 +19,7 @@ def dot(
     x: npt.NDArray[np.int16],
     acc: npt.NDArray[np.int32],
     widths: npt.NDArray[np.int32],
+    back: bool,
     seen: _Counts,
 ) -> None: ...
 def input_codes(

@@ -26,8 +26,6 @@ def written(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         with open(temporary, "x+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, target)
     except (OSError, ValueError) as error:
         if isinstance(error, TraceError):

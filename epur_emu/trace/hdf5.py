@@ -213,7 +213,7 @@ class Writer:
             held.resize((len(held) + len(rows),))
             held[-len(rows) :] = rows
         else:
-            _put(self._events, name, rows)
+            _put(self._events.id, name, rows)
 
     def finish(self, content: Content) -> None:
         """Write all but the events, seal the file and give it its name."""
@@ -222,7 +222,7 @@ class Writer:
             if len(joined.op):
                 self._append(component, joined)
         version = WITH_EVENTS if self.summaries else WITHOUT_EVENTS
-        _put_all(self._file, content, version)
+        _put_all(self._file.id, content, version)
         self._file.close()
         self._check()
         try:
@@ -292,15 +292,16 @@ def _image(content: Content) -> bytes:
     place.set_fapl_core(1 << 16, False)
     form = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     form.set_userblock(SEAL_BYTES)
-    with h5py.File(h5py.h5f.create(b"memory", h5py.h5f.ACC_TRUNC, form, place)) as file:
-        h5py.h5g.create(file.id, b"events")
-        _put_all(file, content, WITHOUT_EVENTS)
-        file.flush()
-        image: bytes = file.id.get_file_image()
+    file = h5py.h5f.create(b"memory", h5py.h5f.ACC_TRUNC, form, place)
+    h5py.h5g.create(file, b"events")
+    _put_all(file, content, WITHOUT_EVENTS)
+    h5py.h5f.flush(file)
+    image: bytes = file.get_file_image()
+    file.close()
     return image[image.index(_SIGNATURE) :]
 
 
-def _put_all(file: h5py.File, content: Content, version: tuple[int, int]) -> None:
+def _put_all(file: h5py.h5f.FileID, content: Content, version: tuple[int, int]) -> None:
     """Write all but the events."""
     for name, value in (
         ("version", np.array(version, "<i4")),
@@ -308,7 +309,7 @@ def _put_all(file: h5py.File, content: Content, version: tuple[int, int]) -> Non
         ("cycles", np.array(content.cycles, "<i8")),
     ):
         space = h5py.h5s.create_simple(value.shape) if value.shape else h5py.h5s.create(h5py.h5s.SCALAR)
-        h5py.h5a.create(file.id, name.encode(), _stored(value.dtype), space).write(value)
+        h5py.h5a.create(file, name.encode(), _stored(value.dtype), space).write(value)
     _put(file, "meta", np.frombuffer(meta_bytes(content.meta), np.uint8))
     for name, table in _tables(content).items():
         _put(file, name, table)
@@ -320,7 +321,7 @@ def _stored(dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
     return h5py.h5t.py_create(dtype, logical=True)
 
 
-def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
+def _put(group: h5py.h5g.GroupID, name: str, rows: npt.NDArray[Any]) -> None:
     if len(rows) > _most(name, rows.dtype):
         raise TraceError("trace", name, f"has {len(rows)} rows", "split the trace")
     # As h5py's create_dataset does, in a third of the time.
@@ -332,7 +333,7 @@ def _put(group: h5py.Group, name: str, rows: npt.NDArray[Any]) -> None:
     form.set_fletcher32()
     kind = _stored(rows.dtype)
     space = h5py.h5s.create_simple(rows.shape, (h5py.h5s.UNLIMITED,))
-    made = h5py.h5d.create(group.id, name.encode(), kind, space, form)
+    made = h5py.h5d.create(group, name.encode(), kind, space, form)
     made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(rows), kind)
 
 
