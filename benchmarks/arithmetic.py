@@ -1,10 +1,10 @@
 """Bit-exact LSTM in several number formats beside frameworks' in float32 and int8: one thread each, batch 1.
 
 pip install 'epur_emu[bench]'
-python benchmarks/arithmetic.py [--json]
+python benchmarks/arithmetic.py [--json] [--cpfloat FOLDER]     (CPFloat's source tree, compiled with gcc)
 
-Same layer, same input, same run: all sides are called in turn. A last row has the fp16 LSTM with every
-operation rounded by numpy float16; other formats and modes stand beside fp16.
+Same layer, same input, same run: all sides are called in turn. Further rows have the fp16 LSTM with every
+operation rounded by numpy float16, and its sums by CPFloat; other formats and modes stand beside fp16.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ import numpy.typing as npt  # noqa: E402
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 import torch  # noqa: E402
+from cpfloat import CPFloat, laid  # noqa: E402
 from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: E402
 
 from epur_emu import Engine, LstmLayer, Network  # noqa: E402
 from epur_emu.arithmetic import Arithmetic, arithmetic  # noqa: E402
-from epur_emu.formats import FP32, MODES, parse  # noqa: E402
+from epur_emu.formats import FP32, MODES, FloatFormat, parse  # noqa: E402
 
 F32 = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
@@ -235,6 +236,41 @@ def beside_numpy(rounds: int) -> dict[str, Any]:
     )
 
 
+def beside_cpfloat(folder: Path, rounds: int) -> dict[str, Any]:
+    """The fp16 LSTM beside its dot products, each operation rounded by CPFloat."""
+    cells, steps = 320, 100
+    _, ours = layer(cells)
+    x = np.random.default_rng(0).uniform(-1, 1, (steps, cells)).astype(np.float16)
+    fp16 = arithmetic("epur-fp16")
+    engine = engine_of(Network("benchmark", ((ours,),)), fp16)
+    h = engine.sequence(x)[0]
+    w = np.concatenate((ours.w_x, ours.w_h), 2).astype(np.float16).reshape(4 * cells, -1)
+    vectors = np.zeros((steps, 2 * cells), np.float32)
+    vectors[:, :cells], vectors[1:, cells:] = x, h[:-1]
+    theirs, matrix, room = CPFloat(folder), laid(w), np.empty(32 * len(w), np.float32)
+    form = parse("fp16")
+    assert isinstance(form, FloatFormat)
+    acc = np.zeros(len(w), np.float16)
+    parts = w.reshape(len(w), -1, 16).swapaxes(0, 1)
+    for part, inputs in zip(parts, vectors[1].astype(np.float16).reshape(-1, 16), strict=True):
+        level = part * inputs
+        while level.shape[1] > 1:
+            level = level[:, ::2] + level[:, 1::2]
+        acc = acc + level[:, 0]
+    if not np.array_equal(theirs.dots(form, matrix, vectors[1], room), acc.astype(np.float32)):
+        sys.exit("CPFloat gives other bits than numpy's float16")
+
+    def all_steps() -> None:
+        for vector in vectors:
+            theirs.dots(form, matrix, vector, room)
+
+    mine, peer = harness.paired(partial(engine.sequence, x), all_steps, rounds)
+    work = steps * 8 * cells**2 / 1e9
+    return harness.row(
+        f"fp16, {cells} cells, {steps} steps", work / mine, work / peer, "CPFloat, sums alone", "GMAC/s"
+    )
+
+
 def beside_fp16(cells: int, rounds: int) -> list[dict[str, Any]]:
     """Other formats and modes beside fp16, and fp16 with its underflows counted."""
     steps = {320: 100, 1024: 20}.get(cells, 10)
@@ -284,6 +320,7 @@ def main() -> None:
     assert __doc__
     parser = harness.arguments(__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, nargs="*", default=list(STEPS))
+    parser.add_argument("--cpfloat", type=Path, help="CPFloat's source tree")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -291,6 +328,8 @@ def main() -> None:
     for cells in args.cells:
         rows += of_size(cells, STEPS.get(cells, 100), args.formats, args.rounds)
     rows.append(beside_numpy(args.rounds))
+    if args.cpfloat:
+        rows.append(beside_cpfloat(args.cpfloat, args.rounds))
     for cells in args.cells:
         rows += beside_fp16(cells, args.rounds)
     rows += [two_threads(100, 64, args.rounds), two_threads(3000, 1, args.rounds)]

@@ -10,10 +10,6 @@ we beside it. ml_dtypes and numpy only convert to codes. The values that each gi
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -26,6 +22,7 @@ harness.one_thread()
 
 import numpy as np  # noqa: E402  (after the number of threads is set)
 import numpy.typing as npt  # noqa: E402
+from cpfloat import CPFloat  # noqa: E402
 
 from epur_emu.formats import FloatFormat, parse  # noqa: E402
 from epur_emu.rounding import round_to  # noqa: E402
@@ -35,42 +32,6 @@ Peer = tuple[str, Callable[[], Any], bool]
 
 FORMATS = ("fp16", "e5m7", "e4m3")
 VALUES = 10_000_000
-
-#: What a benchmark of CPFloat needs around its header.
-SHIM = """
-#include "cpfloat_binary32.h"
-#include <stdlib.h>
-int round_all(float *out, const float *in, size_t n, int precision, int emin, int emax) {
-    optstruct *o = init_optstruct();
-    o->precision = precision, o->emin = emin, o->emax = emax, o->round = CPFLOAT_RND_NE;
-    o->subnormal = CPFLOAT_SUBN_USE, o->explim = CPFLOAT_EXPRANGE_TARG, o->infinity = CPFLOAT_INF_USE;
-    o->flip = CPFLOAT_SOFTERR_NO;
-    const int status = cpfloatf(out, in, n, o);
-    free(o);
-    return status;
-}
-"""
-
-
-def cpfloat(folder: Path, build: Path) -> ctypes.CDLL:
-    """CPFloat as a library, compiled as its own makefile does, without OpenMP."""
-    (build / "shim.c").write_text(SHIM)
-    subprocess.run(
-        [shutil.which("gcc") or "gcc", "-O3", "-march=native", "-std=gnu99", "-w", "-shared",
-         "-fPIC", f"-I{folder / 'src'}", build / "shim.c", "-o", build / "cpfloat.so", "-lm"],
-        check=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(build / "cpfloat.so"))
-
-
-def by_cpfloat(library: ctypes.CDLL, format: FloatFormat, v: F32, out: F32) -> F32:
-    """Round with CPFloat."""
-    library.round_all(
-        ctypes.c_void_p(out.ctypes.data), ctypes.c_void_p(v.ctypes.data), ctypes.c_size_t(v.size),
-        format.precision, format.min_exponent, format.max_exponent,
-    )  # fmt: skip
-    return out
-
 
 def peers(name: str, v: F32) -> Iterator[Peer]:
     """Name, rounding, and whether it takes seconds, of what is installed and has the format."""
@@ -107,7 +68,7 @@ def peers(name: str, v: F32) -> Iterator[Peer]:
         yield "gfloat", lambda: gfloat.round_ndarray(info, v), True
 
 
-def rows(rounds: int, library: ctypes.CDLL | None) -> Iterator[dict[str, Any]]:
+def rows(rounds: int, library: CPFloat | None) -> Iterator[dict[str, Any]]:
     """One row for each format and peer."""
     v = np.random.default_rng(0).standard_normal(VALUES).astype(np.float32)
     out, other = np.empty_like(v), np.empty_like(v)
@@ -118,7 +79,7 @@ def rows(rounds: int, library: ctypes.CDLL | None) -> Iterator[dict[str, Any]]:
         cases = [(peer, fresh, theirs, slow) for peer, theirs, slow in peers(name, v)]
         if library is not None:
             old = partial(round_to, v, format, out=out)
-            cases.append(("CPFloat", old, partial(by_cpfloat, library, format, v, other), False))
+            cases.append(("CPFloat", old, partial(library.round, format, v, other), False))
         for peer, ours, theirs, slow in cases:
             differ = int((np.asarray(theirs()).astype(np.float32) != ours()).sum())
             seconds = harness.paired(ours, theirs, 1 if slow else rounds)
@@ -131,9 +92,8 @@ def main() -> None:
     parser = harness.arguments(__doc__.partition("\n")[0])
     parser.add_argument("--cpfloat", type=Path, help="CPFloat's source tree")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as build:
-        library = cpfloat(options.cpfloat, Path(build)) if options.cpfloat else None
-        found = list(rows(options.rounds, library))
+    library = CPFloat(options.cpfloat) if options.cpfloat else None
+    found = list(rows(options.rounds, library))
     about = harness.machine("numpy", "ml_dtypes", "gfloat", "pychop", "qtorch", "torch")
     harness.report(found, about, options.json)
 
