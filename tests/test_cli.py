@@ -171,6 +171,16 @@ def test_every_command_helps_with_an_example(capsys):
         assert "Example: epur" in out
 
 
+@pytest.mark.parametrize("command", [[], ["trace"]])
+def test_no_command_shows_the_help_in_lines(capsys, command):
+    status, out, err = epur(capsys, *command)
+    helped = epur(capsys, *command, "--help")[1]
+    if out:  # click before 8.2
+        assert (status, out, err) == (0, helped, "")
+    else:
+        assert (status, err) == (2, helped)
+
+
 def test_bad_input_is_one_line(capsys, tmp_path):
     assert "known model" in refused(capsys, "run", "translate-en-fr")
     assert "empty" in refused(capsys, "run", MODEL, "")

@@ -222,10 +222,15 @@ def show_run(
     pace: str = "", phases: bool = False,
 ) -> None:  # fmt: skip
     """Print a run's errors by layer, its time, its energy, and where its trace is."""
-    click.echo(f"\n  {'layer':<22}{'largest error':>14}{'overflows':>11}{'underflows':>12}")
+    saturates = any(layer.saturation for layer in done.layers)
+    click.echo(
+        f"\n  {'layer':<22}{'largest error':>14}{'overflows':>11}{'underflows':>12}"
+        f"{'saturations' if saturates else '':>{13 * saturates}}"
+    )
     for layer in done.layers:
         click.echo(
             f"  {layer.name:<22}{layer.max_abs_error:>14.2e}{layer.overflow:>11,}{layer.underflow:>12,}"
+            f"{f'{layer.saturation:>13,}' if saturates else ''}"
         )
     click.echo(
         f"\n  {done.cycles:,} cycles = {si(done.seconds, 's')} at {si(machine.clock_hz, 'Hz')}{pace}"
@@ -265,7 +270,7 @@ def show_sequence(
         f"{abs(done.emulated - done.float32).max():.2e}{f', in {output}' if output else ''}"
     )
     if done.calibrated == "inputs":
-        click.echo("  The range of stored partial sums was calibrated on these inputs themselves.")
+        click.echo("  Ranges of inputs and partial sums were calibrated on these inputs themselves.")
     show_run(done, machine, trace, phases=phases)
 
 
@@ -280,7 +285,8 @@ def show_sequence(
 @click.option(
     "--calibrate",
     type=click.Path(dir_okay=False),
-    help="Sample inputs (T, I) in a .npy file, for the range of E-PUR+MWL's stored partial sums.",
+    help="Sample inputs (T, I) in a .npy file, for the ranges of integer inputs and of E-PUR+MWL's "
+    "stored partial sums.",
 )
 @click.option(
     "-o", "--output", "folder", required=True, type=click.Path(file_okay=False), help="The folder."

@@ -25,7 +25,8 @@ table_option = click.option(
 )
 arithmetic_option = click.option(
     "--arithmetic", "arithmetic_", default="epur-fp16", show_default=True,
-    help=f"One of {', '.join(ARITHMETICS)}; epur-fp16+fp16 keeps MWL's partial sums in fp16.",
+    help=f"One of {', '.join(ARITHMETICS)}, epur-FORMAT, or a TOML file; epur-fp16+fp16 keeps MWL's "
+    "partial sums in fp16.",
 )  # fmt: skip
 accelerator_option = click.option(
     "--accelerator",
