@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,12 +147,13 @@ def write_outputs(path: str | os.PathLike[str], outputs: F32 | Mapping[str, F32]
     ModelError
         It can't be written.
     """
+    content = io.BytesIO()  # numpy's own errors of a full disk don't say so
+    if isinstance(outputs, Mapping):
+        np.savez(content, **cast("dict[str, Any]", dict(outputs)))
+    else:
+        np.save(content, outputs)
     try:
-        with Path(path).open("wb") as file:
-            if isinstance(outputs, Mapping):
-                np.savez(file, **cast("dict[str, Any]", dict(outputs)))
-            else:
-                np.save(file, outputs)
+        Path(path).write_bytes(content.getbuffer())
     except OSError as error:
         raise ModelError(
             path, "file", f"can't be written ({error.strerror})", "choose another place"

@@ -201,6 +201,34 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "No such file" in refused(capsys, "run", MODEL, "--trace", tmp_path / "none" / "t.h5")
 
 
+# A disk that takes the first 100 bytes of a file.
+FULL = """
+import resource, sys
+from epur_emu import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "replay", "sweep"])
+def test_a_full_disk_is_one_line_and_names_the_file(run, tmp_path, command):
+    target, study = tmp_path / "target", tmp_path / "study.toml"
+    study.write_text('models = ["paper:LDLRNN"]\narithmetics = ["epur-fp16"]')
+    arguments = {
+        "run": [MODEL, "a cat sleeps .", "--output", target],
+        "replay": [run[1], "--memory", "lru", "-o", target],
+        "sweep": [study, "-o", target, "--jobs", 1],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, command, *map(str, arguments)], capture_output=True, text=True
+    )
+    last = done.stderr.replace("\r", "\n").splitlines()[-1]
+    assert done.returncode == 2, done.stderr
+    assert last.startswith(f"epur: {target}")
+    assert "Traceback" not in done.stderr
+    assert "File too large" in last
+
+
 def test_a_trace_cut_short_at_any_byte(capsys, run, tmp_path):
     whole = run[1].read_bytes()
     path = tmp_path / "cut.h5"
