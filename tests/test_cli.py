@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,27 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "--help" in refused(capsys, "walk")
     assert "No such file" in refused(capsys, "trace", "info", tmp_path / "none.h5")
     assert "No such file" in refused(capsys, "run", MODEL, "--trace", tmp_path / "none" / "t.h5")
+
+
+def test_outputs_do_not_take_the_place_of_what_is_read_or_of_devices(capsys, run, tmp_path):
+    path, table = tmp_path / "t.h5", tmp_path / "t.csv"
+    path.write_bytes(run[1].read_bytes())
+    assert epur(capsys, "trace", "expand", path, "--stop", 9, "-o", table)[0] == 0
+    os.mkfifo(tmp_path / "pipe")
+    before = {file: file.read_bytes() for file in (path, table)}
+    for command in (["report", path], ["trace", "export", path, "--format", "csv"],
+                    ["trace", "expand", path], ["replay", path, "--memory", "lru"],
+                    ["trace", "import", table]):  # fmt: skip
+        given = next(a for a in command if isinstance(a, Path))
+        again = tmp_path / ".." / tmp_path.name / given.name
+        assert "is what is read" in refused(capsys, *command, "-o", again)
+        for device in (tmp_path / "pipe", "/dev/null", "/dev/stdout"):
+            assert "no plain file" in refused(capsys, *command, "-o", device)
+    assert "no plain file" in refused(capsys, "run", MODEL, "--trace", tmp_path / "pipe")
+    one = ("--trace", tmp_path / "x", "--output", tmp_path / "x")
+    assert "are one file" in refused(capsys, "run", MODEL, *one)
+    assert {file: file.read_bytes() for file in before} == before
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # A disk that takes the first 100 bytes of a file.

@@ -926,6 +926,18 @@ def test_saturations_are_shown_where_there_are_any(imported: Path, capsys: Any) 
         assert any("saturations" in line for line in lines) == (name == "epur-q0.12")
 
 
+def test_outputs_are_not_written_over_inputs(imported: Path, capsys: Any) -> None:
+    path = imported / "x.npy"
+    np.save(path, np.zeros((2, D), np.float32))
+    for option in ("--output", "--trace"):
+        status, out, error = epur(
+            capsys, "run", imported, "--network", "a", "--inputs", path, option, path
+        )
+        assert (status, out) == (2, "")
+        assert "x.npy is what is read" in error
+    assert np.load(path).shape == (2, D)
+
+
 def test_more_steps_than_memory_holds(imported: Path, capsys: Any) -> None:
     status, out, error = epur(capsys, "run", imported, "--network", "a", "--steps", 10**12)
     assert (status, out, error.count("\n")) == (2, "", 1)

@@ -18,6 +18,7 @@ from epur_emu.cli.shared import (
     accelerator_option,
     arithmetic_option,
     as_json,
+    check_output,
     dataflow_option,
     machine_of,
     show,
@@ -167,6 +168,10 @@ def run(
 
     A model without a task (`epur import`) runs on the array --inputs, or on random numbers.
     """
+    check_output(trace_path, *inputs_paths)
+    check_output(output, *inputs_paths)
+    if trace_path and output and os.path.abspath(trace_path) == os.path.abspath(output):
+        raise ModelError(output, "--trace and --output", "are one file", "give two")
     machine = machine_of(accelerator, dataflow)
     prices = EnergyTable.load(table)
     loaded = comparison.load_model(model)

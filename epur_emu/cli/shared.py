@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,11 @@ import click
 from epur_emu.accelerator import Accelerator, presets
 from epur_emu.arithmetic import ARITHMETICS
 from epur_emu.dataflow import DATAFLOWS, dataflow_of
+from epur_emu.errors import EpurError
 from epur_emu.units import si as si
+
+# Names there are links to what may be a plain file.
+DEVICES = ("/dev", "/dev/fd")
 
 as_json = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object and nothing else."
@@ -46,6 +51,23 @@ def machine_of(accelerator: str, dataflow: str | None) -> Accelerator:
         machine = replace(machine, dataflow=dataflow)
     dataflow_of(machine)
     return machine
+
+
+def check_output(output: str | None, *read: str) -> None:
+    """Refuse to write over what a command reads, or in the place of a device.
+
+    Files are made beside their place and renamed into it, whatever stands there.
+
+    Raises
+    ------
+    EpurError
+    """
+    if output is None or not os.path.exists(output):
+        return
+    if not os.path.isfile(output) or os.path.dirname(os.path.abspath(output)) in DEVICES:
+        raise EpurError(output, "", "is there and is no plain file", "give a file's path")
+    if any(os.path.exists(path) and os.path.samefile(output, path) for path in read):
+        raise EpurError(output, "", "is what is read", "write to another file")
 
 
 def plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from epur_emu.cli.shared import as_json, show, si
+from epur_emu.cli.shared import as_json, check_output, show, si
 from epur_emu.streams import OPS
 from epur_emu.trace import Trace
 from epur_emu.trace.exporters import EXPORTERS, IMPORTERS, export, import_accesses, window
@@ -84,6 +84,7 @@ def expand(
     output: str | None,
 ) -> None:  # fmt: skip
     """Print single accesses in order of time, as CSV."""
+    check_output(output, path)
     opened = Trace.open(path)
     if output:
         export(opened, output, "csv", components or None, op, start, stop, progress=True)
@@ -115,6 +116,7 @@ def export_(
     stop: int | None, json_: bool,
 ) -> None:  # fmt: skip
     """Write a trace's single accesses for another tool."""
+    check_output(output, path)
     opened = Trace.open(path)
     done = export(opened, output, form, components or None, op, start, stop, progress=True)
     size = Path(output).stat().st_size
@@ -133,6 +135,7 @@ def export_(
 @as_json
 def import_(path: str, output: str, form: str | None, json_: bool) -> None:
     """Make a trace of another tool's accesses (cycle, component, op, address, bytes)."""
+    check_output(output, path)
     made = import_accesses(path, output, form or Path(path).suffix.lstrip("."), progress=True)
     if json_:
         show({"path": output, **made.info()})
