@@ -223,6 +223,22 @@ def test_outputs_do_not_take_the_place_of_what_is_read_or_of_devices(capsys, run
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_components_by_pattern(capsys, run, tmp_path):
+    table = tmp_path / "t.csv"
+    wanted = {"cu.i.weights", "cu.g.weights", "cu.o.weights", "cu.f.weights", "dram"}
+    chosen = ("--component", "cu.*.weights, dram", "--component", "dram")
+    done = json_of(capsys, "trace", "export", run[1], "-o", table, "--format", "csv", *chosen)
+    rows = table.read_text().splitlines()[1:]
+    assert {row.split(",")[1] for row in rows} == wanted
+    counted = json_of(capsys, "trace", "info", run[1])["by_component"]
+    assert done["accesses"] == sum(counted[n]["reads"] + counted[n]["writes"] for n in wanted)
+    shown = epur(capsys, "trace", "expand", run[1], *chosen, "--stop", 200)[1].splitlines()[1:]
+    assert shown == [row for row in rows if int(row.split(",")[0]) < 200]
+    assert "cu.*.w is no component" in refused(
+        capsys, "trace", "expand", run[1], "--component", "cu.*.w"
+    )
+
+
 # A disk that takes the first 100 bytes of a file.
 FULL = """
 import resource, sys
