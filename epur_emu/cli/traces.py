@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -102,9 +103,10 @@ def expand(
         return
     out = sys.stdout.buffer
     parts = window(opened, _chosen(opened, components), op, start, stop)
+    first = next(parts, None)  # what can't be given is refused before the header is printed
     try:
         writer = Csv(out, opened.components, {})
-        for part in parts:
+        for part in parts if first is None else chain([first], parts):
             writer.feed(part)
         out.flush()
     except BrokenPipeError:  # the reader has seen enough
