@@ -197,6 +197,8 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "width is 32" in refused(capsys, "run", MODEL, "--accelerator", broken)
     assert "table" in refused(capsys, "run", MODEL, "--table", "none")
     assert "--help" in refused(capsys, "run", MODEL, "--beam", "0")
+    assert "1<=x<=256" in refused(capsys, "run", MODEL, "--beam", "257")
+    assert "1<=x<=256" in refused(capsys, "evaluate", MODEL, "--beam", "100000")
     assert "--help" in refused(capsys, "walk")
     assert "No such file" in refused(capsys, "trace", "info", tmp_path / "none.h5")
     assert "No such file" in refused(capsys, "run", MODEL, "--trace", tmp_path / "none" / "t.h5")

@@ -262,6 +262,8 @@ def test_what_is_twice_there_is_taken_once(folder: Path) -> None:
         ({"tables": ["epur-29nm"]}, "neither a preset nor a file"),
         ({"limit": 0}, "limit is 0"),
         ({"limit": True}, "limit is True"),
+        ({"beam": 257}, "beam is 257; give 256 at most"),
+        ({"models": [{"model": "paper:LDLRNN", "beam": 10**9}]}, "give 256 at most"),
         ({"traced": "all"}, "traced is 'all'"),
         ({"models": [{"modle": "small"}]}, "models.modle is no key"),
         ({"models": [{"steps": 3}]}, "models.model is missing"),

@@ -28,6 +28,7 @@ from epur_emu.cli.shared import (
 from epur_emu.energy import EnergyTable
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.importing import import_checkpoint
+from epur_emu.tasks.beam import MOST as MOST_BEAM
 from epur_emu.zoo import list_models
 
 
@@ -121,7 +122,7 @@ def show_model(model: Model, json_: bool) -> None:
     "--beam",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_BEAM),
     help="Hypotheses kept while decoding.",
 )
 @click.option(
@@ -328,7 +329,7 @@ def import_(
 @click.option("--limit", type=click.IntRange(1), help="Take only so many items, the first.")
 @click.option(
     "--beam",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_BEAM),
     help="Hypotheses kept while decoding; by default as the task's scores are measured.",
 )
 @click.option(
