@@ -139,6 +139,15 @@ def test_accelerators_differ_where_they_should(capsys, run):
     assert "cu.i.row" in mwl["energy_pj"]["by_component"]
 
 
+def test_the_dataflow_is_shown_where_the_accelerator_is_called_otherwise(capsys):
+    def head(*options):
+        return epur(capsys, "run", MODEL, "a cat sleeps .", *options)[1].splitlines()[0]
+
+    assert f"{MODEL} on epur, " in head()
+    assert f"{MODEL} on epur, " in head("--dataflow", "epur")
+    assert f"{MODEL} on epur (dataflow epur-tiled), " in head("--dataflow", "epur-tiled")
+
+
 def test_a_beam_costs_more(capsys, run):
     assert json_of(capsys, "run", MODEL, "--beam", "3")["cycles"] > 1.5 * run[0]["cycles"]
 

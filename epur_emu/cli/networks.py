@@ -205,7 +205,7 @@ def run(
     same = "   (the same)" if done.same else ""
     width = max(len("float32"), len(done.arithmetic))
     click.echo(
-        f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n"
+        f"{done.model} on {place_of(machine)}, every operation rounded as {done.arithmetic} does\n"
     )
     click.echo(f"  {'input':<{width}}  {done.text}")
     click.echo(f"  {'float32':<{width}}  {done.float32.plain}")
@@ -216,6 +216,12 @@ def run(
     show_run(done, machine, trace_path, pace, phases)
     if output:
         click.echo(f"\n  outputs of each pass: {output}")
+
+
+def place_of(machine: Accelerator) -> str:
+    """An accelerator's name, and its dataflow where the name does not say it."""
+    other = "" if machine.dataflow == machine.name else f" (dataflow {machine.dataflow})"
+    return f"{machine.name}{other}"
 
 
 def timing_of(done: comparison.Run | sequences.SequenceRun) -> dict[str, object]:
@@ -266,7 +272,7 @@ def show_sequence(
         show({**result, **timing_of(done), "trace": trace})
         return
     click.echo(
-        f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n"
+        f"{done.model} on {place_of(machine)}, every operation rounded as {done.arithmetic} does\n"
     )
     steps, width = done.inputs.shape
     click.echo(
