@@ -224,12 +224,21 @@ def test_outputs_do_not_take_the_place_of_what_is_read_or_of_devices(capsys, run
                     ["trace", "import", table]):  # fmt: skip
         given = next(a for a in command if isinstance(a, Path))
         again = tmp_path / ".." / tmp_path.name / given.name
-        assert "is what is read" in refused(capsys, *command, "-o", again)
+        assert "is read or written already" in refused(capsys, *command, "-o", again)
         for device in (tmp_path / "pipe", "/dev/null", "/dev/stdout"):
             assert "no plain file" in refused(capsys, *command, "-o", device)
     assert "no plain file" in refused(capsys, "run", MODEL, "--trace", tmp_path / "pipe")
     one = ("--trace", tmp_path / "x", "--output", tmp_path / "x")
-    assert "are one file" in refused(capsys, "run", MODEL, *one)
+    assert "is read or written already" in refused(capsys, "run", MODEL, *one)
+    nowhere = tmp_path / "no" / "file.svg"
+    for command in (["report", path, "-o"], ["replay", path, "--memory", "lru", "--plot"],
+                    ["energy", path, "--plot"], ["paper", "--plot"],
+                    ["sweep", tmp_path / "study.toml", "-o", tmp_path / "s", "--csv"]):  # fmt: skip
+        assert "No such file or directory" in refused(capsys, *command, nowhere)
+    # Before anything is computed, or the bar would be in the error.
+    assert "suffix is '.bmp'" in refused(
+        capsys, "replay", path, "--memory", "lru", "--plot", tmp_path / "x.bmp"
+    )
     assert {file: file.read_bytes() for file in before} == before
     assert (tmp_path / "pipe").is_fifo()
 

@@ -934,7 +934,7 @@ def test_outputs_are_not_written_over_inputs(imported: Path, capsys: Any) -> Non
             capsys, "run", imported, "--network", "a", "--inputs", path, option, path
         )
         assert (status, out) == (2, "")
-        assert "x.npy is what is read" in error
+        assert "x.npy is read or written already" in error
     assert np.load(path).shape == (2, D)
 
 

@@ -170,9 +170,7 @@ def run(
     A model without a task (`epur import`) runs on the array --inputs, or on random numbers.
     """
     check_output(trace_path, *inputs_paths)
-    check_output(output, *inputs_paths)
-    if trace_path and output and os.path.abspath(trace_path) == os.path.abspath(output):
-        raise ModelError(output, "--trace and --output", "are one file", "give two")
+    check_output(output, *inputs_paths, *([trace_path] if trace_path else []))
     machine = machine_of(accelerator, dataflow)
     prices = EnergyTable.load(table)
     loaded = comparison.load_model(model)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from epur_emu import plots
 from epur_emu.accelerator import Accelerator, presets
 from epur_emu.arithmetic import ARITHMETICS
 from epur_emu.dataflow import DATAFLOWS, dataflow_of
@@ -54,7 +55,7 @@ def machine_of(accelerator: str, dataflow: str | None) -> Accelerator:
 
 
 def check_output(output: str | None, *read: str) -> None:
-    """Refuse to write over what a command reads, or in the place of a device.
+    """Refuse to write over what is read or written besides, over a device, or where no folder is.
 
     Files are made beside their place and renamed into it, whatever stands there.
 
@@ -62,12 +63,26 @@ def check_output(output: str | None, *read: str) -> None:
     ------
     EpurError
     """
-    if output is None or not os.path.exists(output):
+    if output is None:
+        return
+    if any(os.path.realpath(output) == os.path.realpath(path) for path in read):
+        raise EpurError(output, "", "is read or written already", "write to another file")
+    if not os.path.exists(output):
+        if not os.path.isdir(folder := os.path.dirname(os.path.abspath(output))):
+            raise EpurError(
+                output, "", f"can't be written (No such file or directory: {folder})",
+                "make the folder, or choose another place",
+            )  # fmt: skip
         return
     if not os.path.isfile(output) or os.path.dirname(os.path.abspath(output)) in DEVICES:
         raise EpurError(output, "", "is there and is no plain file", "give a file's path")
-    if any(os.path.exists(path) and os.path.samefile(output, path) for path in read):
-        raise EpurError(output, "", "is what is read", "write to another file")
+
+
+def check_plot(path: str | None, *read: str) -> None:
+    """The same for a figure, whose suffix tells the format and which needs matplotlib."""
+    check_output(path, *read)
+    if path is not None:
+        plots.check(path)
 
 
 def plain(value: Any) -> Any:
