@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -236,6 +237,28 @@ class Arithmetic:
                 found = found._with(override, gate)
         return found
 
+    def check_layers(self, names: Iterable[str]) -> None:
+        """Refuse overrides of layers that there are not, which would change nothing unseen.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Of all passes that the arithmetic is for.
+
+        Raises
+        ------
+        FormatError
+            An override's pattern fits none of them.
+        """
+        known = list(dict.fromkeys(names))
+        for override in self.overrides:
+            if not any(fnmatchcase(name, override.layers) for name in known):
+                raise FormatError(
+                    f"arithmetic {self.name}", "overrides.layers",
+                    f"is {override.layers!r}, which fits no layer",
+                    f"use names or patterns of {', '.join(known)}",
+                )  # fmt: skip
+
     def with_partial(self, partial: Format) -> Arithmetic:
         """The same with another format of stored partial sums (the DPU's own keeps them)."""
         return replace(self, name=f"{self.name.split('+')[0]}+{partial}", partial=partial)
@@ -264,9 +287,13 @@ class Arithmetic:
         """
         known = {field.name for field in fields(cls)}
         needed = {"name", *PLACES}
-        odd = sorted((set(plain) - known) | (needed - set(plain)))
-        if odd:
-            raise FormatError("arithmetic", ", ".join(odd), "missing or unknown", "mend the keys")
+        source = f"arithmetic {plain['name']}" if plain.get("name") else "arithmetic"
+        if odd := sorted(set(plain) - known):
+            raise FormatError(source, ", ".join(odd), "unknown", f"use {', '.join(sorted(known))}")
+        if missing := sorted(needed - set(plain)):
+            raise FormatError(
+                source, ", ".join(missing), "missing", 'give all, or base = "epur-fp16"'
+            )
         values = {key: _value(key, value) for key, value in plain.items()}
         values["overrides"] = tuple(_override(each) for each in plain.get("overrides", ()))
         return cls(**values)
@@ -360,6 +387,12 @@ def arithmetic(name: str | os.PathLike[str]) -> Arithmetic:
         if isinstance(place, FloatFormat | FixedFormat):
             method = "epur" if isinstance(place, FloatFormat) else "exact"
             found = _uniform(preset, place, INT8, activation=method)
+        elif place is not None:
+            base = "epur-int8" if isinstance(place, LinearFormat) else "epur-fp16"
+            raise FormatError(
+                "arithmetic", repr(text), "has a format that can't stand at every place",
+                f'write a TOML file: base = "{base}", weight = "{place}", input = "{place}"',
+            )  # fmt: skip
     if found is None:
         raise FormatError(
             "arithmetic", repr(text), "is not known",

@@ -49,6 +49,11 @@ def load_model(name: str | os.PathLike[str]) -> Model:
     return read_folder(find(name))
 
 
+def check_layers(model: Model, arithmetic: Arithmetic) -> None:
+    """Refuse overrides of layers that a model does not have, see `Arithmetic.check_layers`."""
+    arithmetic.check_layers(p.name for n in model.networks.values() for p in n.passes)
+
+
 def task(
     model: Model, arithmetic: Arithmetic, accelerator: Accelerator, level: str | None = None,
     count: bool = True, observer: Observer | None = None,
@@ -197,6 +202,7 @@ def run(
     EpurError
         The input is empty, or something does not fit.
     """
+    check_layers(model, arithmetic)
     reference = task(model, ARITHMETICS["float32"], accelerator)
     emulated = task(model, arithmetic, accelerator)
     if events is not None:
@@ -342,6 +348,7 @@ def evaluate(
         The data set or a package is missing; the message says how to get it. Or a process died.
     """
     both = (ARITHMETICS["float32"], arithmetic)
+    check_layers(model, arithmetic)
     prepared = [task(model, each, accelerator, count=False) for each in both]
     items, references = prepared[0].test_set(limit)
     beam = prepared[0].beam if beam is None else beam

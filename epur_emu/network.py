@@ -132,13 +132,25 @@ class LstmLayer:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Shape of one pass: all that timing, accesses and energy depend on, and no weights."""
+    """Shape of one pass: all that timing, accesses and energy depend on, and no weights.
+
+    Raises
+    ------
+    NetworkError
+        Inputs or cells are no integer, or less than 1.
+    """
 
     name: str
     inputs: int
     cells: int
     peepholes: bool = False
     reverse: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("inputs", "cells"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise NetworkError(self.name, key, f"is {value!r}", "give an integer, 1 or more")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,13 @@ import numpy.typing as npt
 from epur_emu.accelerator import Accelerator
 from epur_emu.arithmetic import ARITHMETICS, Arithmetic
 from epur_emu.checkpoints.folder import CARD, Model
-from epur_emu.comparison import SEQUENCE, Layer
+from epur_emu.comparison import SEQUENCE, Layer, check_layers
 from epur_emu.dataflow import dataflow_of
 from epur_emu.emulator import Result, calibrate, emulate, emulate_batch
 from epur_emu.energy import EnergyTable, Report, energy
 from epur_emu.errors import ModelError, NetworkError
 from epur_emu.formats import LinearFormat
-from epur_emu.network import Network
+from epur_emu.network import GATES, Network
 from epur_emu.trace import Trace
 
 F32 = npt.NDArray[np.float32]
@@ -146,12 +147,13 @@ def write_outputs(path: str | os.PathLike[str], outputs: F32 | Mapping[str, F32]
     ModelError
         It can't be written.
     """
+    content = io.BytesIO()  # numpy's own errors of a full disk don't say so
+    if isinstance(outputs, Mapping):
+        np.savez(content, **cast("dict[str, Any]", dict(outputs)))
+    else:
+        np.save(content, outputs)
     try:
-        with Path(path).open("wb") as file:
-            if isinstance(outputs, Mapping):
-                np.savez(file, **cast("dict[str, Any]", dict(outputs)))
-            else:
-                np.save(file, outputs)
+        Path(path).write_bytes(content.getbuffer())
     except OSError as error:
         raise ModelError(
             path, "file", f"can't be written ({error.strerror})", "choose another place"
@@ -222,6 +224,7 @@ def run(
         There is no such network, or something does not fit.
     """
     network = choose(model, name)
+    check_layers(model, arithmetic)
     if network.host_between:
         raise ModelError(
             model.path / CARD, f"network {network.name}", "is joined by computation of its task",
@@ -232,7 +235,8 @@ def run(
         if x.ndim != 2 or not len(x):
             raise NetworkError("inputs", "shape", f"is {x.shape}", "give (T, I), at least one step")
     alpha, calibrated = dict(model.alpha), None
-    linear = any(isinstance(f, LinearFormat) for f in (arithmetic.input, arithmetic.output))
+    gates = [arithmetic.at(p.name, gate) for p in network.passes for gate in GATES]
+    linear = any(isinstance(f, LinearFormat) for a in gates for f in (a.input, a.output))
     if dataflow_of(accelerator).rounds == "epur-mwl" or linear:
         calibrated = "card"
         if any(key not in alpha for p in network.passes for key in (p.name, f"{p.name}.input")):

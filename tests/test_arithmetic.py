@@ -63,9 +63,12 @@ def test_names_of_formats():
     kept = arithmetic("epur-bf16+bf16")
     assert kept.partial == kept.sum
     assert kept.name == "epur-bf16+bf16"
-    for name in ("fp16", "epur-int3.5", "epur-mxfp8", "epur-int9", ""):
+    for name in ("fp16", "epur-int3.5", "epur-e9m3", ""):
         with pytest.raises(FormatError, match=r"is not known; use one of float32, epur-fp16"):
             arithmetic(name)
+    for name, base in (("mxfp8", "epur-fp16"), ("int9", "epur-int8")):
+        with pytest.raises(FormatError, match=f'place; .* base = "{base}", weight = "{name}"'):
+            arithmetic(f"epur-{name}")
     with pytest.raises(FormatError, match=r"partial is bfloat16|partial is bf16"):
         arithmetic("epur-fp16+bf16")
 
@@ -167,8 +170,8 @@ def test_a_file(tmp_path):
     [
         ("base = ", r"own\.toml: file can't be read .*; give a TOML file"),
         ('base = "epur-fp17"', "'epur-fp17' is not known"),
-        ('base = "epur-fp16"\nwidth = 3', "width missing or unknown"),
-        ('mu = "fp16"', "accumulator, cell, input, output"),
+        ('base = "epur-fp16"\nwidth = 3', "arithmetic own: width unknown; use .*weight"),
+        ('mu = "fp16"', "arithmetic own: accumulator, cell, input, output.* missing; .* base"),
         ('base = "epur-fp16"\nseed = 1.5', "seed is 1.5; give a int"),
         ('base = "epur-fp16"\nseed = true', "seed is True"),
         ('base = "epur-fp16"\nmu = 16', "mu is 16; give a str"),
@@ -181,6 +184,17 @@ def test_a_file(tmp_path):
 def test_files_that_are_refused(tmp_path, text, message):
     with pytest.raises(FormatError, match=message):
         arithmetic(write(tmp_path, text))
+
+
+def test_overrides_of_layers_that_there_are_not(tmp_path):
+    own = arithmetic(write(tmp_path, '''
+        base = "epur-fp16"
+        overrides = [{layers = "encoder.*", weight = "e4m3"}, {gates = "i", weight = "e5m2"}]
+    '''))  # fmt: skip
+    own.check_layers(["decoder.0.forward", "encoder.0.forward"])
+    arithmetic("epur-fp16").check_layers([])
+    with pytest.raises(FormatError, match=r"own: overrides\.layers is 'encoder\.\*', .* of a, b$"):
+        own.check_layers(["a", "b", "a"])
 
 
 def test_a_file_that_is_missing(tmp_path):

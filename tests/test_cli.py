@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,15 @@ def test_accelerators_differ_where_they_should(capsys, run):
     assert "cu.i.row" in mwl["energy_pj"]["by_component"]
 
 
+def test_the_dataflow_is_shown_where_the_accelerator_is_called_otherwise(capsys):
+    def head(*options):
+        return epur(capsys, "run", MODEL, "a cat sleeps .", *options)[1].splitlines()[0]
+
+    assert f"{MODEL} on epur, " in head()
+    assert f"{MODEL} on epur, " in head("--dataflow", "epur")
+    assert f"{MODEL} on epur (dataflow epur-tiled), " in head("--dataflow", "epur-tiled")
+
+
 def test_a_beam_costs_more(capsys, run):
     assert json_of(capsys, "run", MODEL, "--beam", "3")["cycles"] > 1.5 * run[0]["cycles"]
 
@@ -171,6 +181,16 @@ def test_every_command_helps_with_an_example(capsys):
         assert "Example: epur" in out
 
 
+@pytest.mark.parametrize("command", [[], ["trace"]])
+def test_no_command_shows_the_help_in_lines(capsys, command):
+    status, out, err = epur(capsys, *command)
+    helped = epur(capsys, *command, "--help")[1]
+    if out:  # click before 8.2
+        assert (status, out, err) == (0, helped, "")
+    else:
+        assert (status, err) == (2, helped)
+
+
 def test_bad_input_is_one_line(capsys, tmp_path):
     assert "known model" in refused(capsys, "run", "translate-en-fr")
     assert "empty" in refused(capsys, "run", MODEL, "")
@@ -186,9 +206,85 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "width is 32" in refused(capsys, "run", MODEL, "--accelerator", broken)
     assert "table" in refused(capsys, "run", MODEL, "--table", "none")
     assert "--help" in refused(capsys, "run", MODEL, "--beam", "0")
+    assert "1<=x<=256" in refused(capsys, "run", MODEL, "--beam", "257")
+    assert "1<=x<=256" in refused(capsys, "evaluate", MODEL, "--beam", "100000")
     assert "--help" in refused(capsys, "walk")
     assert "No such file" in refused(capsys, "trace", "info", tmp_path / "none.h5")
     assert "No such file" in refused(capsys, "run", MODEL, "--trace", tmp_path / "none" / "t.h5")
+
+
+def test_outputs_do_not_take_the_place_of_what_is_read_or_of_devices(capsys, run, tmp_path):
+    path, table = tmp_path / "t.h5", tmp_path / "t.csv"
+    path.write_bytes(run[1].read_bytes())
+    assert epur(capsys, "trace", "expand", path, "--stop", 9, "-o", table)[0] == 0
+    os.mkfifo(tmp_path / "pipe")
+    before = {file: file.read_bytes() for file in (path, table)}
+    for command in (["report", path], ["trace", "export", path, "--format", "csv"],
+                    ["trace", "expand", path], ["replay", path, "--memory", "lru"],
+                    ["trace", "import", table]):  # fmt: skip
+        given = next(a for a in command if isinstance(a, Path))
+        again = tmp_path / ".." / tmp_path.name / given.name
+        assert "is read or written already" in refused(capsys, *command, "-o", again)
+        for device in (tmp_path / "pipe", "/dev/null", "/dev/stdout"):
+            assert "no plain file" in refused(capsys, *command, "-o", device)
+    assert "no plain file" in refused(capsys, "run", MODEL, "--trace", tmp_path / "pipe")
+    one = ("--trace", tmp_path / "x", "--output", tmp_path / "x")
+    assert "is read or written already" in refused(capsys, "run", MODEL, *one)
+    nowhere = tmp_path / "no" / "file.svg"
+    for command in (["report", path, "-o"], ["replay", path, "--memory", "lru", "--plot"],
+                    ["energy", path, "--plot"], ["paper", "--plot"],
+                    ["sweep", tmp_path / "study.toml", "-o", tmp_path / "s", "--csv"]):  # fmt: skip
+        assert "No such file or directory" in refused(capsys, *command, nowhere)
+    # Before anything is computed, or the bar would be in the error.
+    assert "suffix is '.bmp'" in refused(
+        capsys, "replay", path, "--memory", "lru", "--plot", tmp_path / "x.bmp"
+    )
+    assert {file: file.read_bytes() for file in before} == before
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_components_by_pattern(capsys, run, tmp_path):
+    table = tmp_path / "t.csv"
+    wanted = {"cu.i.weights", "cu.g.weights", "cu.o.weights", "cu.f.weights", "dram"}
+    chosen = ("--component", "cu.*.weights, dram", "--component", "dram")
+    done = json_of(capsys, "trace", "export", run[1], "-o", table, "--format", "csv", *chosen)
+    rows = table.read_text().splitlines()[1:]
+    assert {row.split(",")[1] for row in rows} == wanted
+    counted = json_of(capsys, "trace", "info", run[1])["by_component"]
+    assert done["accesses"] == sum(counted[n]["reads"] + counted[n]["writes"] for n in wanted)
+    shown = epur(capsys, "trace", "expand", run[1], *chosen, "--stop", 200)[1].splitlines()[1:]
+    assert shown == [row for row in rows if int(row.split(",")[0]) < 200]
+    assert "cu.*.w is no component" in refused(
+        capsys, "trace", "expand", run[1], "--component", "cu.*.w"
+    )
+
+
+# A disk that takes the first 100 bytes of a file.
+FULL = """
+import resource, sys
+from epur_emu import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "replay", "sweep"])
+def test_a_full_disk_is_one_line_and_names_the_file(run, tmp_path, command):
+    target, study = tmp_path / "target", tmp_path / "study.toml"
+    study.write_text('models = ["paper:LDLRNN"]\narithmetics = ["epur-fp16"]')
+    arguments = {
+        "run": [MODEL, "a cat sleeps .", "--output", target],
+        "replay": [run[1], "--memory", "lru", "-o", target],
+        "sweep": [study, "-o", target, "--jobs", 1],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, command, *map(str, arguments)], capture_output=True, text=True
+    )
+    last = done.stderr.replace("\r", "\n").splitlines()[-1]
+    assert done.returncode == 2, done.stderr
+    assert last.startswith(f"epur: {target}")
+    assert "Traceback" not in done.stderr
+    assert "File too large" in last
 
 
 def test_a_trace_cut_short_at_any_byte(capsys, run, tmp_path):

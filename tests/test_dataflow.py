@@ -27,7 +27,7 @@ from epur_emu.dataflow.decode import resident
 from epur_emu.dataflow.layout import Machine
 from epur_emu.dataflow.regions import sequence
 from epur_emu.emulator import calibrate, emulate, emulate_batch
-from epur_emu.errors import AcceleratorError
+from epur_emu.errors import AcceleratorError, NetworkError
 from epur_emu.formats import FP16, FP32, INT8, parse
 from epur_emu.network import LayerShape, LstmLayer, Network
 from epur_emu.oracle import ORDERS, evaluate_pass
@@ -338,6 +338,13 @@ def test_residency():
     assert resident([3, 4], 6) == 0
     assert resident([2, 4, 3], 6) == 1
     assert resident([5], 4) is None
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (3, 0), (-3, 5), (3.0, 5), (True, 5), ("3", 5)])
+def test_shapes_that_no_layer_has(sizes):
+    with pytest.raises(NetworkError, match=r"a: (inputs|cells) is .*; give an integer, 1 or more"):
+        LayerShape("a", *sizes)
+    assert LayerShape("a", np.int64(3), 5) == LayerShape("a", 3, 5)
 
 
 def test_what_does_not_fit_is_named_with_what_would():

@@ -900,6 +900,50 @@ def test_run_without_a_task(imported: Path, capsys: Any) -> None:
         assert (status, error.count("\n")) == (2, 1)
 
 
+def test_layers_in_integers_are_calibrated_on_the_inputs(imported: Path, capsys: Any) -> None:
+    own = imported / "own.toml"
+    integers = 'weight = "int8-row", input = "int8", product = "q23.0", tree = "q23.0"'
+    rest = f'{integers}, accumulator = "q23.0"'
+    own.write_text(f'base = "epur-fp16"\noverrides = [{{layers = "a.*", {rest}}}]')
+    ran = json_of(capsys, "run", imported, "--network", "a", "--arithmetic", own)
+    assert ran["calibrated"] == "inputs"
+    assert 0 < ran["max_abs_error"] < 0.1
+    shown = epur(capsys, "run", imported, "--network", "a", "--arithmetic", own)[1]
+    assert "Ranges of inputs and partial sums were calibrated on these inputs" in shown
+    own.write_text(own.read_text().replace("a.*", "c.*"))
+    status, out, error = epur(capsys, "run", imported, "--network", "a", "--arithmetic", own)
+    assert (status, out) == (2, "")
+    assert "is 'c.*', which fits no layer" in error
+
+
+def test_saturations_are_shown_where_there_are_any(imported: Path, capsys: Any) -> None:
+    arguments = "run", imported, "--network", "a", "--seed", 1, "--arithmetic"
+    for name in ("epur-fp16", "epur-q0.12"):
+        (layer, *_) = json_of(capsys, *arguments, name)["layers"]
+        lines = epur(capsys, *arguments, name)[1].splitlines()
+        (row,) = [line.split() for line in lines if line.startswith(f"  {layer['name']}")]
+        assert (f"{layer['saturation']:,}" in row[4:]) == (layer["saturation"] > 0)
+        assert any("saturations" in line for line in lines) == (name == "epur-q0.12")
+
+
+def test_outputs_are_not_written_over_inputs(imported: Path, capsys: Any) -> None:
+    path = imported / "x.npy"
+    np.save(path, np.zeros((2, D), np.float32))
+    for option in ("--output", "--trace"):
+        status, out, error = epur(
+            capsys, "run", imported, "--network", "a", "--inputs", path, option, path
+        )
+        assert (status, out) == (2, "")
+        assert "x.npy is read or written already" in error
+    assert np.load(path).shape == (2, D)
+
+
+def test_more_steps_than_memory_holds(imported: Path, capsys: Any) -> None:
+    status, out, error = epur(capsys, "run", imported, "--network", "a", "--steps", 10**12)
+    assert (status, out, error.count("\n")) == (2, "", 1)
+    assert "memory: is not enough" in error
+
+
 def test_inputs_that_do_not_fit(imported: Path, capsys: Any) -> None:
     for array in (np.zeros((3, D + 1)), np.zeros((2, 3, D)), np.zeros((0, D)), np.array(["a"]),
                   np.full((3, D), np.nan), np.full((3, D), 1e300)):  # fmt: skip

@@ -37,7 +37,7 @@ from epur_emu.arithmetic import ARITHMETICS, arithmetic
 from epur_emu.checkpoints.folder import read_folder, write_folder
 from epur_emu.dataflow import schedule_sequence
 from epur_emu.energy import EnergyTable, energy
-from epur_emu.errors import EpurError, StudyError
+from epur_emu.errors import EpurError, FormatError, StudyError
 from epur_emu.formats import parse
 from epur_emu.network import LayerShape, LstmLayer, Network
 from epur_emu.study import Results, Study, executors, study, sweep, units
@@ -98,6 +98,18 @@ def whole(plan: Path) -> Results:
 
 def keep(folder: Path, **given: Any) -> dict[str, Any]:
     return {"models": [str(folder / "small")], "arithmetics": ["epur-fp16"], "steps": 3, **given}
+
+
+def test_an_override_has_to_fit_a_layer_of_some_model(folder: Path, tmp_path: Path) -> None:
+    def plan(layers: str) -> dict[str, Any]:
+        override = {"layers": layers, "weight": "e4m3"}
+        own = {"base": "epur-fp16", "overrides": [override]}
+        return keep(folder, models=[str(folder / "small"), "paper:LDLRNN"], arithmetics=[own], limit=1)
+
+    assert len(study(plan("net.1.*")).points) == 2
+    with pytest.raises(FormatError, match=r"is 'nat\.\*', which fits no layer; .* net\.1\.forward"):
+        study(plan("nat.*"), tmp_path / "x.h5")
+    assert not list(tmp_path.iterdir())
 
 
 # --- what texts and tables stand for
@@ -235,7 +247,7 @@ def test_what_is_twice_there_is_taken_once(folder: Path) -> None:
         ({"arithmetics": []}, "arithmetics is empty"),
         ({"arithmetics": ["epur-e5m99"]}, "e5m99' is not known"),
         ({"arithmetics": [7]}, "arithmetics holds 7"),
-        ({"arithmetics": [{"base": "epur-fp16", "wieght": "e4m3"}]}, "wieght missing or unknown"),
+        ({"arithmetics": [{"base": "epur-fp16", "wieght": "e4m3"}]}, "wieght unknown; use"),
         (
             {"arithmetics": [{"base": "epur-fp16", "weight": "e4m{3..}"}]},
             "arithmetics.weight has {3..}",
@@ -250,6 +262,8 @@ def test_what_is_twice_there_is_taken_once(folder: Path) -> None:
         ({"tables": ["epur-29nm"]}, "neither a preset nor a file"),
         ({"limit": 0}, "limit is 0"),
         ({"limit": True}, "limit is True"),
+        ({"beam": 257}, "beam is 257; give 256 at most"),
+        ({"models": [{"model": "paper:LDLRNN", "beam": 10**9}]}, "give 256 at most"),
         ({"traced": "all"}, "traced is 'all'"),
         ({"models": [{"modle": "small"}]}, "models.modle is no key"),
         ({"models": [{"steps": 3}]}, "models.model is missing"),

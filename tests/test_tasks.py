@@ -227,7 +227,7 @@ def test_processes_may_end_before_their_pool_is_told(
 @pytest.mark.parametrize("whom", ["all", "the command alone"])
 def test_an_interruption_ends_all_processes(recordings: Path, whom: str) -> None:
     command = subprocess.Popen(
-        [sys.executable, "-m", "epur_emu", "evaluate", recordings, "--jobs", "2", "--beam", "999"],
+        [sys.executable, "-m", "epur_emu", "evaluate", recordings, "--jobs", "2", "--beam", "256"],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0,
     )  # fmt: skip
     assert command.stderr is not None

@@ -27,6 +27,8 @@ from epur_emu.version import __version__
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+# What click 8.2 and later raise where no command is given; those before print the help themselves.
+NO_COMMAND = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 COMMANDS = (
     networks.models,
@@ -71,12 +73,17 @@ def main(arguments: list[str] | None = None) -> None:
     except EpurError as error:
         _leave(str(error), BAD_INPUT)
     except click.ClickException as error:
+        if isinstance(error, NO_COMMAND):
+            click.echo(error.format_message(), err=True)
+            sys.exit(BAD_INPUT)
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
             hint = f"; see {error.ctx.command_path} --help"
         _leave(f"{error.format_message().rstrip('.')}{hint}", BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
         _leave("interrupted", INTERRUPTED)
+    except MemoryError as error:
+        _leave(f"memory: is not enough ({error}); give less at once, or fewer --jobs", BAD_INPUT)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from epur_emu.cli.shared import as_json, show, si, table_option
+from epur_emu.cli.shared import as_json, check_plot, show, si, table_option
 from epur_emu.energy import EnergyTable, Report, drams, energy
 from epur_emu.energy.dram import DRAM_IDLE
 from epur_emu.plots.energy import plot_energy
@@ -29,6 +29,7 @@ def energy_(
     plot: str | None, json_: bool,
 ) -> None:  # fmt: skip
     """Apply an energy table to a trace."""
+    check_plot(plot, path)
     given = {"dram": dram, "dram_idle": dram_idle, "temperature_k": temperature}
     prices = EnergyTable.load(table)
     if chosen := {name: value for name, value in given.items() if value is not None}:

@@ -18,6 +18,7 @@ from epur_emu.cli.shared import (
     accelerator_option,
     arithmetic_option,
     as_json,
+    check_output,
     dataflow_option,
     machine_of,
     show,
@@ -27,6 +28,7 @@ from epur_emu.cli.shared import (
 from epur_emu.energy import EnergyTable
 from epur_emu.errors import EpurError, ModelError
 from epur_emu.importing import import_checkpoint
+from epur_emu.tasks.beam import MOST as MOST_BEAM
 from epur_emu.zoo import list_models
 
 
@@ -120,7 +122,7 @@ def show_model(model: Model, json_: bool) -> None:
     "--beam",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_BEAM),
     help="Hypotheses kept while decoding.",
 )
 @click.option(
@@ -167,6 +169,8 @@ def run(
 
     A model without a task (`epur import`) runs on the array --inputs, or on random numbers.
     """
+    check_output(trace_path, *inputs_paths)
+    check_output(output, *inputs_paths, *([trace_path] if trace_path else []))
     machine = machine_of(accelerator, dataflow)
     prices = EnergyTable.load(table)
     loaded = comparison.load_model(model)
@@ -199,7 +203,7 @@ def run(
     same = "   (the same)" if done.same else ""
     width = max(len("float32"), len(done.arithmetic))
     click.echo(
-        f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n"
+        f"{done.model} on {place_of(machine)}, every operation rounded as {done.arithmetic} does\n"
     )
     click.echo(f"  {'input':<{width}}  {done.text}")
     click.echo(f"  {'float32':<{width}}  {done.float32.plain}")
@@ -212,6 +216,12 @@ def run(
         click.echo(f"\n  outputs of each pass: {output}")
 
 
+def place_of(machine: Accelerator) -> str:
+    """An accelerator's name, and its dataflow where the name does not say it."""
+    other = "" if machine.dataflow == machine.name else f" (dataflow {machine.dataflow})"
+    return f"{machine.name}{other}"
+
+
 def timing_of(done: comparison.Run | sequences.SequenceRun) -> dict[str, object]:
     """Phases and policies of a run, as its trace tells them."""
     return {key: done.trace.meta[key] for key in ("dataflow", "policies", "phases")}
@@ -222,10 +232,15 @@ def show_run(
     pace: str = "", phases: bool = False,
 ) -> None:  # fmt: skip
     """Print a run's errors by layer, its time, its energy, and where its trace is."""
-    click.echo(f"\n  {'layer':<22}{'largest error':>14}{'overflows':>11}{'underflows':>12}")
+    saturates = any(layer.saturation for layer in done.layers)
+    click.echo(
+        f"\n  {'layer':<22}{'largest error':>14}{'overflows':>11}{'underflows':>12}"
+        f"{'saturations' if saturates else '':>{13 * saturates}}"
+    )
     for layer in done.layers:
         click.echo(
             f"  {layer.name:<22}{layer.max_abs_error:>14.2e}{layer.overflow:>11,}{layer.underflow:>12,}"
+            f"{f'{layer.saturation:>13,}' if saturates else ''}"
         )
     click.echo(
         f"\n  {done.cycles:,} cycles = {si(done.seconds, 's')} at {si(machine.clock_hz, 'Hz')}{pace}"
@@ -255,7 +270,7 @@ def show_sequence(
         show({**result, **timing_of(done), "trace": trace})
         return
     click.echo(
-        f"{done.model} on {done.accelerator}, every operation rounded as {done.arithmetic} does\n"
+        f"{done.model} on {place_of(machine)}, every operation rounded as {done.arithmetic} does\n"
     )
     steps, width = done.inputs.shape
     click.echo(
@@ -265,7 +280,7 @@ def show_sequence(
         f"{abs(done.emulated - done.float32).max():.2e}{f', in {output}' if output else ''}"
     )
     if done.calibrated == "inputs":
-        click.echo("  The range of stored partial sums was calibrated on these inputs themselves.")
+        click.echo("  Ranges of inputs and partial sums were calibrated on these inputs themselves.")
     show_run(done, machine, trace, phases=phases)
 
 
@@ -280,7 +295,8 @@ def show_sequence(
 @click.option(
     "--calibrate",
     type=click.Path(dir_okay=False),
-    help="Sample inputs (T, I) in a .npy file, for the range of E-PUR+MWL's stored partial sums.",
+    help="Sample inputs (T, I) in a .npy file, for the ranges of integer inputs and of E-PUR+MWL's "
+    "stored partial sums.",
 )
 @click.option(
     "-o", "--output", "folder", required=True, type=click.Path(file_okay=False), help="The folder."
@@ -317,7 +333,7 @@ def import_(
 @click.option("--limit", type=click.IntRange(1), help="Take only so many items, the first.")
 @click.option(
     "--beam",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_BEAM),
     help="Hypotheses kept while decoding; by default as the task's scores are measured.",
 )
 @click.option(

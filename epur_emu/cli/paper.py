@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from epur_emu.baseline import Baseline
-from epur_emu.cli.shared import as_json, show, table_option
+from epur_emu.cli.shared import as_json, check_plot, show, table_option
 from epur_emu.energy import EnergyTable
 from epur_emu.paper import FOLLOWED, Figure, Settings, figures, sensitivity
 from epur_emu.plots.paper import plot_paper
@@ -25,6 +25,7 @@ def paper(table: str, baseline: str, vary: bool, plot: str | None, json_: bool) 
 
     Only the networks' shapes are needed, no weights. The baseline is analytic.
     """
+    check_plot(plot)
     settings = Settings(EnergyTable.load(table), Baseline.load(baseline))
     found = figures(settings)
     rows = sensitivity(settings) if vary else []

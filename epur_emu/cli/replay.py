@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from epur_emu.cli.shared import as_json, show, si
+from epur_emu.cli.shared import as_json, check_output, check_plot, show, si
 from epur_emu.plots import replay as plots
 from epur_emu.replay import MEMORIES, Result, replay
 from epur_emu.replay.dram import ARRIVALS, MAPPINGS, PAGES, REFRESHES, SCHEDULERS
@@ -127,6 +127,8 @@ def replay_(
     **given: Any,
 ) -> None:
     """Replay a trace through a memory model: miss ratios, capacities, reuse, DRAM."""
+    check_output(output, path)
+    check_plot(plot, path)
     options = {name: value for name, value in given.items() if value is not None}
     if "sizes" in options:
         options["sizes"] = parse_sizes(options["sizes"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from epur_emu.cli.shared import as_json, show, table_option
+from epur_emu.cli.shared import as_json, check_output, show, table_option
 from epur_emu.report import report
 
 
@@ -19,6 +19,7 @@ def report_(path: str, output: str, table: str, figures: str | None, json_: bool
 
     It opens offline, in light and dark, and asks for nothing from outside.
     """
+    check_output(output, path)
     page = report(path, table, progress=True)
     size = page.save(output)
     drawn = page.save_figures(figures) if figures else []

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
 import click
 
+from epur_emu import plots
 from epur_emu.accelerator import Accelerator, presets
 from epur_emu.arithmetic import ARITHMETICS
 from epur_emu.dataflow import DATAFLOWS, dataflow_of
+from epur_emu.errors import EpurError
 from epur_emu.units import si as si
+
+# Names there are links to what may be a plain file.
+DEVICES = ("/dev", "/dev/fd")
 
 as_json = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object and nothing else."
@@ -25,7 +31,8 @@ table_option = click.option(
 )
 arithmetic_option = click.option(
     "--arithmetic", "arithmetic_", default="epur-fp16", show_default=True,
-    help=f"One of {', '.join(ARITHMETICS)}; epur-fp16+fp16 keeps MWL's partial sums in fp16.",
+    help=f"One of {', '.join(ARITHMETICS)}, epur-FORMAT, or a TOML file; epur-fp16+fp16 keeps MWL's "
+    "partial sums in fp16.",
 )  # fmt: skip
 accelerator_option = click.option(
     "--accelerator",
@@ -45,6 +52,37 @@ def machine_of(accelerator: str, dataflow: str | None) -> Accelerator:
         machine = replace(machine, dataflow=dataflow)
     dataflow_of(machine)
     return machine
+
+
+def check_output(output: str | None, *read: str) -> None:
+    """Refuse to write over what is read or written besides, over a device, or where no folder is.
+
+    Files are made beside their place and renamed into it, whatever stands there.
+
+    Raises
+    ------
+    EpurError
+    """
+    if output is None:
+        return
+    if any(os.path.realpath(output) == os.path.realpath(path) for path in read):
+        raise EpurError(output, "", "is read or written already", "write to another file")
+    if not os.path.exists(output):
+        if not os.path.isdir(folder := os.path.dirname(os.path.abspath(output))):
+            raise EpurError(
+                output, "", f"can't be written (No such file or directory: {folder})",
+                "make the folder, or choose another place",
+            )  # fmt: skip
+        return
+    if not os.path.isfile(output) or os.path.dirname(os.path.abspath(output)) in DEVICES:
+        raise EpurError(output, "", "is there and is no plain file", "give a file's path")
+
+
+def check_plot(path: str | None, *read: str) -> None:
+    """The same for a figure, whose suffix tells the format and which needs matplotlib."""
+    check_output(path, *read)
+    if path is not None:
+        plots.check(path)
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from epur_emu.cli.shared import as_json, show, si
+from epur_emu.cli.shared import as_json, check_output, show, si
 from epur_emu.study import Results, study
 
 
@@ -38,6 +38,7 @@ def sweep(
 
     Results are kept as they come; after an interruption, go on with --resume.
     """
+    check_output(csv_, file, output)
     done = study(
         file, output, jobs=jobs, dask=dask, resume=resume, limit=limit, search=search, progress=True,
     )  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 import click
 
-from epur_emu.cli.shared import as_json, show, si
+from epur_emu.cli.shared import as_json, check_output, show, si
 from epur_emu.streams import OPS
 from epur_emu.trace import Trace
 from epur_emu.trace.exporters import EXPORTERS, IMPORTERS, export, import_accesses, window
@@ -60,7 +62,8 @@ def validate(path: str, json_: bool) -> None:
 
 component_option = click.option(
     "--component", "components", multiple=True, metavar="NAME",
-    help="Only accesses of this memory; may be given several times.",
+    help="Only accesses of this memory, or of those that fit a pattern (cu.*.weights); may be given "
+    "several times, or joined by commas.",
 )  # fmt: skip
 op_option = click.option("--op", type=click.Choice(OPS), help="Only reads, or only writes.")
 start_option = click.option(
@@ -70,6 +73,15 @@ stop_option = click.option("--stop", type=click.IntRange(0), help="Only before t
 output_option = click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file to write."
 )
+
+
+def _chosen(opened: Trace, patterns: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Components that patterns fit, and names that fit none, which are refused later; None for all."""
+    names = [component.name for component in opened.components]
+    found: dict[str, None] = {}
+    for pattern in (part.strip() for each in patterns for part in each.split(",")):
+        found |= dict.fromkeys([n for n in names if fnmatchcase(n, pattern)] or [pattern])
+    return tuple(found) or None
 
 
 @trace.command(epilog="Example: epur trace expand run.h5 --component dram --start 1000 --stop 2000")
@@ -84,15 +96,17 @@ def expand(
     output: str | None,
 ) -> None:  # fmt: skip
     """Print single accesses in order of time, as CSV."""
+    check_output(output, path)
     opened = Trace.open(path)
     if output:
-        export(opened, output, "csv", components or None, op, start, stop, progress=True)
+        export(opened, output, "csv", _chosen(opened, components), op, start, stop, progress=True)
         return
     out = sys.stdout.buffer
-    parts = window(opened, components or None, op, start, stop)
+    parts = window(opened, _chosen(opened, components), op, start, stop)
+    first = next(parts, None)  # what can't be given is refused before the header is printed
     try:
         writer = Csv(out, opened.components, {})
-        for part in parts:
+        for part in parts if first is None else chain([first], parts):
             writer.feed(part)
         out.flush()
     except BrokenPipeError:  # the reader has seen enough
@@ -114,9 +128,14 @@ def export_(
     path: str, output: str, form: str, components: tuple[str, ...], op: str | None, start: int,
     stop: int | None, json_: bool,
 ) -> None:  # fmt: skip
-    """Write a trace's single accesses for another tool."""
+    """Write a trace's single accesses for another tool.
+
+    Formats without names of memories take the DRAM's, if no other is named.
+    """
+    check_output(output, path)
     opened = Trace.open(path)
-    done = export(opened, output, form, components or None, op, start, stop, progress=True)
+    chosen = _chosen(opened, components)
+    done = export(opened, output, form, chosen, op, start, stop, progress=True)
     size = Path(output).stat().st_size
     if json_:
         show({"path": output, "format": form, "accesses": done, "bytes": size})
@@ -133,6 +152,7 @@ def export_(
 @as_json
 def import_(path: str, output: str, form: str | None, json_: bool) -> None:
     """Make a trace of another tool's accesses (cycle, component, op, address, bytes)."""
+    check_output(output, path)
     made = import_accesses(path, output, form or Path(path).suffix.lstrip("."), progress=True)
     if json_:
         show({"path": output, **made.info()})

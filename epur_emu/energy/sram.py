@@ -144,7 +144,7 @@ class Grid:
             if not axis[0] <= value <= axis[-1]:
                 raise TableError(
                     self.name, what,
-                    f"has a {name} of {value} a macro, outside the grid's {axis[0]} to {axis[-1]}",
+                    f"has, in each macro, {name} of {value}, outside the grid's {axis[0]} to {axis[-1]}",
                     "change the accelerator, or add it with scripts/make_energy_table.py --accelerator",
                 )  # fmt: skip
         logs = self._between(cell, ports, width_bits, own_banks, each)

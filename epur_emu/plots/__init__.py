@@ -74,6 +74,20 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
+def check(path: str | Path) -> None:
+    """Refuse what `save` could not write, before anything is computed for it.
+
+    Raises
+    ------
+    EpurError
+        The suffix is unknown, or matplotlib is missing.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        raise EpurError(target, "suffix", f"is {target.suffix!r}", f"use {', '.join(SUFFIXES)}")
+    _matplotlib()
+
+
 def save(made: Figure, path: str | Path) -> None:
     """Write a figure; the suffix tells the format.
 
@@ -82,9 +96,8 @@ def save(made: Figure, path: str | Path) -> None:
     EpurError
         The suffix is unknown, or the file can't be written.
     """
+    check(path)
     target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise EpurError(target, "suffix", f"is {target.suffix!r}", f"use {', '.join(SUFFIXES)}")
     try:
         made.savefig(target, dpi=150)
     except OSError as error:

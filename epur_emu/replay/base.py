@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from epur_emu.accelerator import Accelerator, presets
-from epur_emu.errors import AcceleratorError, TraceError
+from epur_emu.errors import AcceleratorError
 from epur_emu.streams import Component
 from epur_emu.trace import Accesses, Trace
+from epur_emu.trace.files import written
 
 R = TypeVar("R", covariant=True)
 
@@ -124,18 +126,17 @@ class Result:
         Raises
         ------
         TraceError
-            The file can't be written.
+            The file can't be written; what stood at `path` is untouched.
         """
-        try:
-            with h5py.File(path, "w") as file:
-                for name, value in self.to_dict().items():
-                    _put(file, name, value)
-                for name, array in self.arrays.items():
-                    _put(file, name, array)
-        except OSError as error:
-            raise TraceError(
-                path, "", f"can't be written ({error})", "choose another place or free space"
-            ) from error
+        # HDF5 meets a full disk in ways of its own: it writes to memory, and a plain file follows.
+        memory = io.BytesIO()
+        with h5py.File(memory, "w") as file:
+            for name, value in self.to_dict().items():
+                _put(file, name, value)
+            for name, array in self.arrays.items():
+                _put(file, name, array)
+        with written(path) as out:
+            out.write(memory.getbuffer())
 
 
 def _put(group: h5py.Group, name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -58,7 +59,8 @@ class Journal:
             self._lock()
             self._read(plan)
         except BaseException:
-            self._file.close()
+            with suppress(OSError):  # what a full disk did not take is told already
+                self._file.close()
             raise
 
     def _lock(self) -> None:

@@ -19,6 +19,7 @@ from epur_emu.formats import Format, parse
 from epur_emu.replay.sizes import parse_sizes
 from epur_emu.study.ranges import expand, tables
 from epur_emu.study.workloads import Choice, bits
+from epur_emu.tasks.beam import MOST as MOST_BEAM
 from epur_emu.toml import read_toml
 
 T = TypeVar("T", Arithmetic, Accelerator)
@@ -170,6 +171,8 @@ class _Reader:
         value = plain.get(field, default)
         if value is not default and not (type(value) is int and value >= least):
             raise self.bad(field, f"is {value!r:.40}", f"give an integer, {least} or more")
+        if field == "beam" and value is not None and value > MOST_BEAM:
+            raise self.bad(field, f"is {value}", f"give {MOST_BEAM} at most")
         return value
 
     def entries(self, value: Any, field: str) -> list[Any]:

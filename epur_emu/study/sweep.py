@@ -114,6 +114,9 @@ def study(
     for work in works if search else ():
         if work.metric is None:
             raise StudyError(plan.name, f"model {work.name}", "has no metric", "search in others")
+    names = [p.name for work in works for p in work.passes]
+    for each in plan.arithmetics:
+        each.check_layers(names)
     parts = _parts(plan, works, search)
     with ExitStack() as stack:
         if output is None:

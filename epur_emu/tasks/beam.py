@@ -13,6 +13,9 @@ from epur_emu.tasks.bpe import BOS, EOS
 F32 = npt.NDArray[np.float32]
 Memory = TypeVar("Memory")
 
+#: Most hypotheses that commands and studies take; a step holds a score of each symbol for each.
+MOST = 256
+
 
 class Beam:
     """The search of one text: `size` rows, of which the first are hypotheses alive."""
