@@ -174,7 +174,10 @@ class Engine:
         return {name: packed.paths for name, packed in self._packed.items()}
 
     def _checked(self, layer: LstmLayer, values: npt.ArrayLike, what: str, axes: int) -> F32:
-        array = np.asarray(values, np.float32)
+        given = np.asarray(values)
+        if given.dtype.kind in "cmMSU":
+            raise NetworkError(layer.name, what, f"is of dtype {given.dtype}", "give real numbers")
+        array = given.astype(np.float32, copy=False)
         is_input = what.startswith("input")
         width = layer.inputs if is_input else layer.cells
         if array.ndim != axes or array.shape[-1] != width:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -153,6 +153,26 @@ class LayerShape:
                 raise NetworkError(self.name, key, f"is {value!r}", "give an integer, 1 or more")
 
 
+def check_joined(
+    source: str, layers: Sequence[Sequence[LstmLayer | LayerShape]], host_between: bool = False
+) -> None:
+    """Raise `NetworkError` unless layers hold one or two passes each, of names and widths that agree."""
+    if not layers or any(not 1 <= len(passes) <= 2 for passes in layers):
+        raise NetworkError(source, "layers", "are empty or of over two passes", "give 1 or 2")
+    names = [p.name for passes in layers for p in passes]
+    if len(set(names)) != len(names):
+        raise NetworkError(source, "layers", f"repeat a name: {names}", "name each once")
+    width = None
+    for passes in layers:
+        for p in passes:
+            if p.inputs != passes[0].inputs or not (host_between or width in (None, p.inputs)):
+                raise NetworkError(
+                    source, p.name, f"reads {p.inputs} inputs where {width or passes[0].inputs} are given",
+                    "make the widths agree",
+                )  # fmt: skip
+        width = sum(p.cells for p in passes)
+
+
 @dataclass(frozen=True)
 class Network:
     """Layers in order of evaluation; each holds one pass, or two for a bidirectional layer.
@@ -177,25 +197,7 @@ class Network:
     host_between: bool = False
 
     def __post_init__(self) -> None:
-        if not self.layers or any(not 1 <= len(passes) <= 2 for passes in self.layers):
-            raise NetworkError(
-                self.name, "layers", "are empty or of over two passes", "give 1 or 2"
-            )
-        names = [layer.name for layer in self.passes]
-        if len(set(names)) != len(names):
-            raise NetworkError(self.name, "layers", f"repeat a name: {names}", "name each once")
-        width = None
-        for passes in self.layers:
-            for layer in passes:
-                if layer.inputs != passes[0].inputs or not (
-                    self.host_between or width in (None, layer.inputs)
-                ):
-                    raise NetworkError(
-                        self.name, layer.name,
-                        f"reads {layer.inputs} inputs where {width or passes[0].inputs} are given",
-                        "make the widths agree",
-                    )  # fmt: skip
-            width = sum(layer.cells for layer in passes)
+        check_joined(self.name, self.layers, self.host_between)
 
     @property
     def passes(self) -> tuple[LstmLayer, ...]:

@@ -340,6 +340,21 @@ def test_residency():
     assert resident([5], 4) is None
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((), "layers are empty"),
+        (((LayerShape("a", 3, 5), LayerShape("b", 7, 5)),), "b reads 7 inputs where 3 are given"),
+        (((LayerShape("a", 3, 5),), (LayerShape("a", 5, 5),)), "repeat a name"),
+    ],
+)
+def test_layers_that_there_can_not_be(shape, message):
+    machine = Accelerator.load("epur-batch")
+    for schedule, steps in ((schedule_sequence, 2), (schedule_batch, [2]), (schedule_decode, 2)):
+        with pytest.raises(NetworkError, match=message):
+            schedule(shape, steps, ARITHMETIC, machine)
+
+
 @pytest.mark.parametrize("sizes", [(0, 5), (3, 0), (-3, 5), (3.0, 5), (True, 5), ("3", 5)])
 def test_shapes_that_no_layer_has(sizes):
     with pytest.raises(NetworkError, match=r"a: (inputs|cells) is .*; give an integer, 1 or more"):

@@ -530,6 +530,9 @@ def test_bad_input_is_named():
     network = stacked(np.random.default_rng(0))
     with pytest.raises(NetworkError, match=r"0\.forward: input has shape \(2, 5\); give \(T, 6\)"):
         Engine(network, EPUR).sequence(np.zeros((2, 5)))
+    for odd in (np.zeros((2, 6), complex), np.full((2, 6), "1")):
+        with pytest.raises(NetworkError, match="real numbers"):
+            emulate(network, odd, EPUR)
     x = np.zeros((2, 6))
     x[1, 3] = np.nan
     with pytest.raises(NetworkError, match=r"input, index \[1, 3\] is nan"):

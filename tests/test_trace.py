@@ -556,6 +556,11 @@ def test_unwritable_place(tmp_path: Path) -> None:
         sample().save(tmp_path / "nul\0.h5")
     with pytest.raises(TraceError, match="cannot be written"):
         sample().save(tmp_path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(TraceError, match="no plain file"):
+        sample().save(pipe)
+    assert pipe.is_fifo()
 
 
 FULL = """

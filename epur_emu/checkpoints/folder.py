@@ -303,8 +303,11 @@ def _toml_value(value: Any) -> str:
 def _replace(path: Path, content: bytes) -> None:
     """Write a whole file or none."""
     part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read_tensors(source: Path) -> dict[str, npt.NDArray[Any]]:

@@ -14,6 +14,7 @@ from epur_emu.dataflow.layout import Machine, Schedule, Shape
 from epur_emu.dataflow.regions import Dataflow
 from epur_emu.dataflow.timing import PhaseTiming, Policy
 from epur_emu.errors import AcceleratorError
+from epur_emu.network import check_joined
 
 __all__ = [
     "DATAFLOWS",
@@ -79,9 +80,13 @@ def schedule_sequence(
 
     Raises
     ------
+    NetworkError
+        A layer has no pass or over two, or of different inputs, or a name stands twice. The widths of layers need
+        not agree: a projection may stand between them.
     AcceleratorError
         Something does not fit; the message names it and what would fit.
     """
+    check_joined("shape", shape, host_between=True)
     _check_steps(steps)
     machine = Machine(accelerator, arithmetic, shape)
     return dataflow_of(accelerator).run(shape, [steps], machine, given_state, cycle, dram)
@@ -115,6 +120,7 @@ def schedule_batch(
             accelerator.name, "dataflow", f"is {accelerator.dataflow}, one sequence at a time",
             f"use {able} for several",
         )  # fmt: skip
+    check_joined("shape", shape, host_between=True)
     for steps in lengths:
         _check_steps(steps)
     machine = Machine(accelerator, arithmetic, shape)
@@ -138,6 +144,7 @@ def schedule_decode(
     host_between : bool
         Whether the host computes between the layers, so that each reads its input from DRAM.
     """
+    check_joined("shape", shape, host_between=True)
     _check_steps(steps)
     machine = Machine(accelerator, arithmetic, shape)
     return decode.schedule(shape, steps, machine, host_between, given_state, cycle, dram)

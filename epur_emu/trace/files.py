@@ -12,6 +12,12 @@ from typing import IO
 from epur_emu.errors import TraceError
 
 
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Raise `TraceError` if what stands at `path` is no plain file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise TraceError(path, "", "cannot be written (it is no plain file)", "choose another place")
+
+
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A new binary file that gets its name when the block ends well.
@@ -19,9 +25,10 @@ def written(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises
     ------
     TraceError
-        It cannot be written; what stood at `path` is untouched.
+        It cannot be written; what stood at `path` is untouched. No device or folder is replaced.
     """
     target = Path(path)
+    check_replaceable(target)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "x+b") as file:

@@ -46,7 +46,7 @@ from epur_emu.trace.events import (
     in_memory,
     to_rows,
 )
-from epur_emu.trace.files import written
+from epur_emu.trace.files import check_replaceable, written
 
 #: Versions that are written: the first where there are no events. Any minor version of these is read.
 WITHOUT_EVENTS = (1, 0)
@@ -170,6 +170,7 @@ class Writer:
 
     def __init__(self, path: str | os.PathLike[str], components: Sequence[Component]) -> None:
         self.path = Path(path)
+        check_replaceable(self.path)
         self.components = tuple(components)
         self.summaries: dict[int, Summary] = {}
         self._waiting: dict[int, list[Runs]] = {}
