@@ -81,8 +81,8 @@ def schedule_sequence(
     Raises
     ------
     NetworkError
-        A layer has no pass or over two, or of different inputs, or a name stands twice. The widths of layers need
-        not agree: a projection may stand between them.
+        A layer has no pass, over two, or those of different inputs, or a name stands twice. The widths
+        of layers need not agree: a projection may stand between them.
     AcceleratorError
         Something does not fit; the message names it and what would fit.
     """
