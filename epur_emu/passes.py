@@ -478,7 +478,7 @@ class PackedPass:
         groups = []
         for key in distinct:
             members = [n for n, a in enumerate(gates) if _dpu(a) == key]
-            group = _group(layer, gates, members, ranges, blocks, counts)
+            group = _group(layer, gates, members, ranges, blocks, counted, counts)
             form = gates[members[0]].input
             group["counts_input"] = form not in [gates[k].input for k in range(members[0])]
             groups.append(group)
@@ -703,7 +703,7 @@ def _partial_alpha(name: str, alpha: Mapping[str, float]) -> float:
 
 def _group(
     layer: LstmLayer, gates: Sequence[Arithmetic], members: Sequence[int], ranges: tuple[float, float],
-    blocks: int, counts: Counts,
+    blocks: int, counted: bool, counts: Counts,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of ``group`` of `pass.h` for the gates `members`, which share their DPU's arithmetic."""
     a = gates[members[0]]
@@ -722,12 +722,14 @@ def _group(
     operands = (_multiplicand(a.weight, a.product), _multiplicand(a.input, a.product))
     bits = sum(_precision(f) for f in operands)
     flushes = not all(isinstance(f, FloatFormat) and f.subnormals for f in places)
-    path = BY_EXACT
+    path, domains = BY_EXACT, None
     cut = NARROW if stochastic else WIDEST if a.rounding == "nearest-away" else 24
     if all(lanes) and max(map(_precision, places)) <= cut:
         path = BY_GENERAL
-        exact_products = bits <= 23 if a.product != FP32 else bits <= 24
-        if nearest and innocuous and not flushes and (exact_products or a.product == FP32):
+        short = a.product == FP32 or (_precision(a.product) <= NARROW and bits <= 23)
+        if nearest and innocuous and short:
+            domains = _domains(a, math.prod(map(_lowest, operands)))
+        if domains is not None and not (counted and domains[0]):
             path = BY_CHAIN
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
@@ -747,18 +749,40 @@ def _group(
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
     normal = float(getattr(a.product, "min_normal", 0))
+    product = order_of[0] if a.product != FP32 else 0.0
     return group | {
         "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0], steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
         "limit": min(top, SAFE) / growth - near_zero, "least_product": least_product,
-        "chain": (order_of[0] if a.product != FP32 else 0.0, *order_of[1:], 1.5 * normal, normal),
+        "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
             _operand(a.input, None, a.product, ranges[0]),
             _operand(a.input, gates[3].output, a.product, ranges[1]),
         ),
     }  # fmt: skip
+
+
+def _domains(a: Arithmetic, lowest: float) -> tuple[float, float] | None:
+    """``domain`` and ``join`` of the chain, of operands whose products are multiples of `lowest`, or None.
+
+    A place without subnormals flushes nothing where all that comes in is a multiple of a normal value.
+    """
+    unit = max(lowest, _unit(a.product))
+    flush = [
+        0.0 if f.subnormals or least >= f.min_normal else float(f.min_normal)
+        for f, least in ((a.product, lowest), (a.tree, unit), (a.accumulator, unit))
+        if isinstance(f, FloatFormat)
+    ]
+    if flush == [0.0] * 3:
+        return 0.0, 1.0
+    least = float(FP32.min_normal)
+    # The accumulator's values must not be flushed where it has subnormals.
+    if len(flush) < 3 or flush[0] != flush[1] or not (flush[2] or unit >= least):
+        return None
+    domain = least / flush[0]
+    return domain, (least / flush[2] if flush[2] else 1.0) / domain
 
 
 def _multiplicand(f: Format, product: Plain) -> Format:

@@ -33,7 +33,7 @@ cdef extern from * nogil:
         int store
         Py_ssize_t rows, subs
     ctypedef struct chain:
-        float product, tree, acc, least, normal
+        float product, tree, acc, least, normal, domain, join
     ctypedef struct lanes:
         uint32_t mask
         float least, half, magic, max, normal, flush, one
@@ -257,7 +257,7 @@ cdef class Pass:
         cdef const float[::1] wide
         cdef int k
         c = values["chain"]
-        g.chain.product, g.chain.tree, g.chain.acc, g.chain.least, g.chain.normal = c
+        g.chain.product, g.chain.tree, g.chain.acc, g.chain.least, g.chain.normal, g.chain.domain, g.chain.join = c
         for k in range(3):
             g.general.place[k] = lanes_of(values["lanes"][k])
             g.general.within[k] = values["within"][k]

@@ -19,9 +19,10 @@ typedef struct {
 } matrix;
 
 /* Constants of `dot_chain`: 2^(24 - precision) of products (0: float32 itself), of the tree and of the accumulator
- * (1: float32 itself), 1.5 * least normal product, and least normal product. */
+ * (1: float32 itself), 1.5 * least normal product, and least normal product. Without subnormals: what takes products and the
+ * tree, and what then takes these to the accumulator, to where float32 has none (0 and 1: does not apply). */
 typedef struct {
-    float product, tree, acc, least, normal;
+    float product, tree, acc, least, normal, domain, join;
 } chain;
 
 /* Constants of `dot_general` and of the MU for one format: the unit of a result is 2^-places times the larger of

@@ -179,6 +179,13 @@ static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_
     return v;
 }
 
+/* Whether a vector with this least magnitude may go through the flushing chain: C x may be flushed only where all products with
+ * x are below half of the least normal value. */
+static int may_flush(const group *q, int which, float least) {
+    const chain *k = &q->chain;
+    return k->domain == 0.0f || 2 * q->norm[which] < k->product || (double)least * k->product * k->domain >= 0x1p-126;
+}
+
 /* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
 static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, float *sums, int32_t *isums,
                 double *bound, const work *k) {
@@ -226,9 +233,10 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             double *b = bound + v * p->groups + g;
             *b = finite ? *b + q->norm[which] * top : INFINITY;
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
-            const int path = q->path == BY_CHAIN && lanes && safe && top * q->chain.product < INFINITY ? BY_CHAIN
-                             : q->path <= BY_GENERAL && lanes     ? (safe && !p->counted ? SAFELY : BY_GENERAL)
-                                                                  : BY_EXACT;
+            const int by_chain = q->path == BY_CHAIN && top * q->chain.product < INFINITY && may_flush(q, which, least);
+            const int path = by_chain && lanes && safe        ? BY_CHAIN
+                             : q->path <= BY_GENERAL && lanes ? (safe && !p->counted ? SAFELY : BY_GENERAL)
+                                                              : BY_EXACT;
             r->chain[v] = path == BY_CHAIN, r->general[v] = path == BY_GENERAL, r->exact[v] = path == BY_EXACT;
             r->safely[v] = path == SAFELY;
             exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;

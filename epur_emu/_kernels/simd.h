@@ -17,6 +17,7 @@
  *   vf_random(a, b, n, one)  1 + R / 2^12 times the power of two `one`, R the 12 random bits of operation n
  *   vf_integers(p)    int32 to float32
  *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
+ *   vf_normal(v)      v, or 0 where it is subnormal, between `flushing`, whose result goes to `flushing_no_more`, and that
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
@@ -88,6 +89,10 @@ static inline vf vf_xor(vf a, vf b) { return float_of(bits_of(a) ^ bits_of(b)); 
 static inline vf vf_topmost(vf a, vf b) { return bits_of(a) > bits_of(b) ? a : b; }
 static inline vf vf_pick(vm m, vf a, vf b) { return m ? a : b; }
 #define vm_any(m) (m)
+/* No matter what the processor can do. */
+static inline vf vf_normal(vf v) { return fabsf(v) < 0x1p-126f ? 0.0f : v; }
+#define flushing() 0
+#define flushing_no_more(before) ((void)(before))
 #define vf_eq(a, b) ((a) == (b))
 #define vf_ne(a, b) ((a) != (b))
 #define vf_lt(a, b) ((a) < (b))
@@ -242,6 +247,17 @@ typedef int64_t vc;
 #define vc_add(n, m) ((n) + __builtin_popcount((unsigned)(m)))
 #define vc_sum(n) (n)
 
+#endif
+
+#if !defined(LEVEL_SCALAR)
+/* The processor flushes results that are subnormal once rounded; it does not touch operands. */
+#define vf_normal(v) (v)
+static inline unsigned flushing(void) {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | _MM_FLUSH_ZERO_ON);
+    return before;
+}
+#define flushing_no_more(before) _mm_setcsr(before)
 #endif
 
 #if !defined(HAS_ODD)
