@@ -164,7 +164,7 @@ def _within(a: Plain, b: Plain) -> bool:
 
 @dataclass
 class _Matrix:
-    """``matrix`` of `lstm_api.h` in the making, with the largest sum and the least magnitude of its rows.
+    """``matrix`` of `lstm_api.h` in the making, with the largest sums of its rows and sub-vectors and its least magnitude.
 
     Rows are added a few at a time, so that no more of them are ever there as float32.
     """
@@ -174,6 +174,7 @@ class _Matrix:
     store: int
     codes: npt.NDArray[Any]
     norm: float = 0.0
+    part: float = 0.0
     low: float = np.inf
 
     @classmethod
@@ -192,8 +193,11 @@ class _Matrix:
             if self.store == TOP and not (finite and not (bits & 0xFFFF).any()):
                 return False
             sizes = np.abs(values)
-            norm = float(sizes.sum(-1, dtype=np.float64).max(initial=0.0))
-            self.norm = max(self.norm, norm) if finite else np.inf
+            parts = np.add.reduceat(sizes, np.arange(0, self.inputs, LANES), -1, np.float64)
+            norm, part = float(parts.sum(-1).max(initial=0.0)), float(parts.max(initial=0.0))
+            self.norm, self.part = (
+                (max(self.norm, norm), max(self.part, part)) if finite else (np.inf, np.inf)
+            )
             self.low = min(self.low, float(sizes.min(where=sizes > 0, initial=np.inf)))
         for first in range(0, len(values), LANES):
             part = (
@@ -207,11 +211,11 @@ class _Matrix:
 
     @property
     def fields(self) -> tuple[Any, ...]:
-        """Flat array, store, rows, sub-vectors, and both bounds."""
+        """Flat array, store, rows, sub-vectors, and the bounds."""
         rows, inputs, _ = self.codes.shape
         flat = self.codes.reshape(-1)
         flat = flat.view(np.uint16) if self.store == HALF else flat
-        return flat, self.store, rows - 1, inputs // LANES, self.norm, self.low
+        return flat, self.store, rows - 1, inputs // LANES, self.norm, self.part, self.low
 
 
 def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
@@ -733,18 +737,20 @@ def _group(
             path = BY_CHAIN
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
-    step = 1 + 2.0 ** ((not nearest) - min(map(_precision, places)))
-    growth = step ** (subs + 5)
-    if a.rounding.startswith("nearest"):
-        # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
-        growth = min(growth, 2 * step**5)
-    top = min(float(f.max) for f in places)
     # Near zero a rounding adds up to a unit, however small the value.
     units = [
         float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
         for f in places
     ]
-    near_zero = subs * (16 * units[0] + 15 * units[1] + units[2])
+    step = 1 + 2.0 ** ((not a.rounding.startswith("nearest")) - min(map(_precision, places)))
+    if a.rounding == "zero":  # adds nothing
+        step, units = 1.0, [0.0] * 3
+    growth = step ** (subs + 5) if (subs + 5) * math.log2(step) < 1000 else math.inf
+    if a.rounding.startswith("nearest"):
+        # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
+        growth = min(growth, 2 * step**5)
+    near_zero = 16 * units[0] + 15 * units[1]
+    tops = [min(float(f.max), SAFE) for f in places]
     least_product = 0.0
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
@@ -755,7 +761,8 @@ def _group(
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0], steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
-        "limit": min(top, SAFE) / growth - near_zero, "least_product": least_product,
+        "limit": tops[2] / growth - subs * (near_zero + units[2]),
+        "tree_limit": min(tops[:2]) / step**5 - near_zero, "least_product": least_product,
         "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
             _operand(a.input, None, a.product, ranges[0]),

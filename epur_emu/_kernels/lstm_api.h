@@ -43,7 +43,8 @@ typedef struct {
     int narrows;   /* whether a sum below the normal range may be inexact */
 } general;
 
-/* What `dot_general` looks out for: nothing, as no sum can leave its range; that; underflows too. */
+/* What `dot_general` looks out for: nothing, as no value can leave its range; whether the accumulator does; whether any place
+ * does, and underflows. */
 enum { NOTHING, RANGE, COUNTS };
 
 /* What the MU's fast form takes; tables are indexed by codes and hold results' codes, see `mu_narrow.h`. */
