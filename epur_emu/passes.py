@@ -61,8 +61,8 @@ COUNTED = (
 #: Columns of the counts.
 EVENTS = ("overflow", "underflow", "saturation")
 
-BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS = range(4)
-PATHS = ("chain", "general", "exact", "integers")
+BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE = range(5)
+PATHS = ("chain", "general", "exact", "integers", "wide")
 HALF, TOP, WIDE = range(3)
 AS_IT_IS, ROUNDED, CODED, BLOCKED = range(4)
 _TO_INFINITY, _TO_NAN, _SATURATE, _WRAP, _RAISE = range(5)
@@ -146,6 +146,27 @@ def _lanes(f: Plain) -> tuple[float, ...] | None:
     )  # fmt: skip
 
 
+def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
+    """``lanes`` of float64, or None where they can't round to the format."""
+    if isinstance(f, FixedFormat):
+        unit = float(f.epsilon)
+        narrow = f.signed and f.bits <= 24
+        return (0, unit, 0.5, 1.5 * 2.0**52, float(f.max), unit, 0.0, 1.0) if narrow else None
+    normal, m = float(f.min_normal), f.mantissa_bits
+    least, flush = (normal, 0.0) if f.subnormals else (normal / 2, normal)
+    return (
+        0x7F800000, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (52 - m), float(f.max), normal, flush, 2.0**-m,
+    )  # fmt: skip
+
+
+def _within_double(a: Plain, b: Plain) -> bool:
+    """Whether sums of values of a and b, rounded to b, may be rounded to float64 first."""
+    top, unit = max(float(a.max), float(b.max)), min(_unit(a), _unit(b))
+    if 2 * top <= 2.0**53 * unit:  # they are float64 values
+        return True
+    return isinstance(a, FloatFormat) and isinstance(b, FloatFormat) and a.precision <= b.precision
+
+
 def _within(a: Plain, b: Plain) -> bool:
     """Whether sums of values of a and b, rounded to b, may be rounded to float32 first."""
     if b == FP32:
@@ -164,7 +185,7 @@ def _within(a: Plain, b: Plain) -> bool:
 
 @dataclass
 class _Matrix:
-    """``matrix`` of `lstm_api.h` in the making, with the largest sums of its rows and sub-vectors and its least magnitude.
+    """``matrix`` of `lstm_api.h` in the making, with its rows' and sub-vectors' largest sums, and the least magnitude.
 
     Rows are added a few at a time, so that no more of them are ever there as float32.
     """
@@ -735,6 +756,12 @@ def _group(
             domains = _domains(a, math.prod(map(_lowest, operands)))
         if domains is not None and not (counted and domains[0]):
             path = BY_CHAIN
+    wide = [_wide_lanes(f) for f in places]
+    sums = ((a.product, a.tree), (a.tree, a.tree), (a.tree, a.accumulator))
+    if path == BY_EXACT and not counted and all(wide) and (
+        not nearest or all(_within_double(*pair) for pair in sums)
+    ):
+        path, lanes = BY_WIDE, wide
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
     # Near zero a rounding adds up to a unit, however small the value.

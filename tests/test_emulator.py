@@ -361,6 +361,36 @@ def test_the_chain_without_subnormals(a, flushes, scale):
         check(case, a, order)
 
 
+#: What float64 lanes take where nothing is counted; and what is left to the exact path.
+WIDE = (
+    *((arithmetic(f"epur-{name}"), True) for name in ("q7.16", "q7.16-wrap", "e8m22")),
+    *((replace(arithmetic("epur-q5.12"), rounding=mode), mode == "stochastic") for mode in MODES),
+    *((replace(arithmetic("epur-q7.16"), rounding=mode, seed=9), True) for mode in MODES),
+    *(
+        (replace(arithmetic(f"epur-{name}"), rounding=mode, seed=9), True)
+        for name in ("fp32", "e8m20-nosub", "e6m14")
+        for mode in ("nearest-away", "stochastic")
+        if mode == "stochastic" or name == "fp32"
+    ),
+    (replace(mixed(product="e4m3", tree="q5.12", accumulator="fp32"), rounding="stochastic"), True),
+    (mixed(product="e4m3", tree="fp16", accumulator="q7.16"), True),
+    (mixed(product="fp32", tree="e8m22", accumulator="e8m22"), False),  # narrows
+    (arithmetic("epur-uq5.9"), False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "taken"), WIDE)
+@pytest.mark.parametrize("scale", [0.5, 2.0**-6, 4.0])
+def test_wide_formats(a, taken, scale):
+    """In float64 lanes, where results are small, usual, and leave the range."""
+    case = usual(11, inputs=40, scale=scale, x_scale=2 * scale)
+    packed = engine(case.layer, a, count=False)._packed["pass"]
+    assert (packed.paths == ("wide",)) == taken
+    assert engine(case.layer, a)._packed["pass"].paths != ("wide",)
+    for order in ORDERS:
+        check(case, a, order)
+
+
 def test_products_and_sums_just_below_the_normal_range():
     """The least normal value is 2**-14, and the places below it end at 2**-25."""
     wide = dict.fromkeys(("mu", "cell", "output"), "fp32")

@@ -25,11 +25,11 @@ typedef struct {
     float product, tree, acc, least, normal, domain, join;
 } chain;
 
-/* Constants of `dot_general` and of the MU for one format: the unit of a result is 2^-places times the larger of
+/* Constants of `dot_general`, `dot_wide` and of the MU for one format: the unit of a result is 2^-places times the larger of
  * its power of two (`mask` all of the exponent's bits; 0: fixed point) and `least`. */
 typedef struct {
     uint32_t mask;
-    float least, half, magic; /* 2^-(places + 1); 1.5 * 2^(23 - places), 0: float32 itself */
+    float least, half, magic; /* 2^-(places + 1); 1.5 * 2^(23 - places), 0: float32 itself; float64: 1.5 * 2^(52 - places) */
     float max, normal;        /* results beyond max are left to the exact path; least normal value, 0: none */
     float flush;              /* results below become 0 */
     float one;                /* 2^-places */
@@ -96,6 +96,9 @@ typedef struct {
     void dot_general##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,     \
                              const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,           \
                              const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                     \
+    void dot_wide##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,        \
+                          const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,              \
+                          const uint32_t *step_keys, ptrdiff_t first_sub, seen *);                                     \
     void columns##suffix(columns *, const float *x, ptrdiff_t pitch, ptrdiff_t inputs, int normal, int least);         \
     int64_t underflows##suffix(const matrix *, const int32_t *order, ptrdiff_t count, const columns *);                \
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \

@@ -93,7 +93,7 @@ static int same_operand(const operand *a, const operand *b) {
 }
 
 /* The general path where no value can leave its range, and where only the accumulator can. */
-enum { SAFELY = BY_INTEGERS, RANGED, WAYS };
+enum { SAFELY = BY_INTEGERS, RANGED = BY_WIDE + 1, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -236,6 +236,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int by_chain = q->path == BY_CHAIN && top * q->chain.product < INFINITY && may_flush(q, which, least);
             const int path = by_chain && lanes && safe        ? BY_CHAIN
+                             : q->path == BY_WIDE && within   ? BY_WIDE
                              : q->path > BY_GENERAL || !lanes ? BY_EXACT
                              : p->counted || !within          ? BY_GENERAL
                              : safe                           ? SAFELY
@@ -265,9 +266,12 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         }
         static const int watching[WAYS] = {[BY_GENERAL] = COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE};
         for (int way = BY_GENERAL; way < WAYS; way++)
-            if (any[way] && way != BY_EXACT)
+            if (any[way] && way != BY_EXACT && way != BY_WIDE)
                 AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way],
                                                 nv, r->keys, first_sub, watching[way], k->n);
+        if (any[BY_WIDE])
+            AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[BY_WIDE], nv,
+                                         r->keys, first_sub, k->n);
         if (any[BY_EXACT])
             dot_general_scalar(m, &q->general, p->unit, q->order, q->real, r->x, sums, sum_pitch, r->take[BY_EXACT], nv, r->keys,
                                first_sub, COUNTS, k->n);
