@@ -159,7 +159,7 @@ def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
     )  # fmt: skip
 
 
-def _within_double(a: Plain, b: Plain) -> bool:
+def _double(a: Plain, b: Plain) -> bool:
     """Whether sums of values of a and b, rounded to b, may be rounded to float64 first."""
     top, unit = max(float(a.max), float(b.max)), min(_unit(a), _unit(b))
     if 2 * top <= 2.0**53 * unit:  # they are float64 values
@@ -185,7 +185,7 @@ def _within(a: Plain, b: Plain) -> bool:
 
 @dataclass
 class _Matrix:
-    """``matrix`` of `lstm_api.h` in the making, with its rows' and sub-vectors' largest sums, and the least magnitude.
+    """``matrix`` of `lstm_api.h` in the making, and the bounds of its rows and sub-vectors.
 
     Rows are added a few at a time, so that no more of them are ever there as float32.
     """
@@ -758,10 +758,11 @@ def _group(
             path = BY_CHAIN
     wide = [_wide_lanes(f) for f in places]
     sums = ((a.product, a.tree), (a.tree, a.tree), (a.tree, a.accumulator))
-    if path == BY_EXACT and not counted and all(wide) and (
-        not nearest or all(_within_double(*pair) for pair in sums)
-    ):
-        path, lanes = BY_WIDE, wide
+    if path == BY_EXACT and all(wide) and (not nearest or all(_double(*pair) for pair in sums)):
+        # Where they are counted, sums below the normal range, multiples of a product's least place, must be exact.
+        fine = 2.0**53 * _unit(a.product)
+        if not counted or max(float(getattr(f, "min_normal", 0)) for f in places) <= fine:
+            path, lanes = BY_WIDE, wide
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
     # Near zero a rounding adds up to a unit, however small the value.

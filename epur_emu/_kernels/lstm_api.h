@@ -98,7 +98,7 @@ typedef struct {
                              const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                     \
     void dot_wide##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,        \
                           const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,              \
-                          const uint32_t *step_keys, ptrdiff_t first_sub, seen *);                                     \
+                          const uint32_t *step_keys, ptrdiff_t first_sub, int counted, seen *);                        \
     void columns##suffix(columns *, const float *x, ptrdiff_t pitch, ptrdiff_t inputs, int normal, int least);         \
     int64_t underflows##suffix(const matrix *, const int32_t *order, ptrdiff_t count, const columns *);                \
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \

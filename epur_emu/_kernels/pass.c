@@ -271,7 +271,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                                                 nv, r->keys, first_sub, watching[way], k->n);
         if (any[BY_WIDE])
             AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[BY_WIDE], nv,
-                                         r->keys, first_sub, k->n);
+                                         r->keys, first_sub, p->counted, k->n);
         if (any[BY_EXACT])
             dot_general_scalar(m, &q->general, p->unit, q->order, q->real, r->x, sums, sum_pitch, r->take[BY_EXACT], nv, r->keys,
                                first_sub, COUNTS, k->n);

@@ -19,7 +19,8 @@
  *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
  *   vf_normal(v)      v, or 0 where it is subnormal, between `flushing`, whose result goes to `flushing_no_more`, and that
  *   vd_..., ve_...    VD doubles and as many words of 32 bits: vd_load, vd_store from and to floats, vd_get, vd_put as they are;
- *                     vd_flushed(r, least) r, or 0 if |r| is below (not-a-number stays); vd_of(e) of integers; ve_down(a) the upper 12 bits
+ *                     vd_flushed(r, least) r, or 0 if |r| is below (not-a-number stays); vd_of(e) of integers; ve_down(a) the upper 12 bits;
+ *                     vd_below(v, r, normal, whole) how many |v| != |r| are below normal where r's bits in `whole` are 0
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
@@ -176,6 +177,11 @@ typedef __m128i ve;
 #define vd_abs(a) _mm256_andnot_pd(_mm256_set1_pd(-0.0), a)
 #define vd_flushed(r, least) _mm256_and_pd(r, _mm256_cmp_pd(vd_abs(r), least, _CMP_NLT_UQ))
 #define vd_of(e) _mm256_cvtepi32_pd(e)
+static inline int vd_below(vd v, vd r, vd normal, vd whole) {
+    const vd inexact = _mm256_cmp_pd(v, r, _CMP_NEQ_UQ), small = _mm256_cmp_pd(vd_abs(v), normal, _CMP_LT_OQ);
+    const vd gone = _mm256_cmp_pd(vd_and(r, whole), _mm256_setzero_pd(), _CMP_EQ_OQ);
+    return __builtin_popcount((unsigned)_mm256_movemask_pd(vd_and(vd_and(inexact, small), gone)));
+}
 #define ve_load(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
 #define ve_store(p, e) _mm_storeu_si128((__m128i *)(void *)(p), e)
 #define ve_add(a, b) _mm_add_epi32(a, b)
@@ -279,6 +285,12 @@ typedef __m256i ve;
 #define vd_abs(a) _mm512_abs_pd(a)
 #define vd_flushed(r, least) _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(vd_abs(r), least, _CMP_NLT_UQ), r)
 #define vd_of(e) _mm512_cvtepi32_pd(e)
+static inline int vd_below(vd v, vd r, vd normal, vd whole) {
+    const __mmask8 inexact = _mm512_cmp_pd_mask(v, r, _CMP_NEQ_UQ);
+    const __mmask8 small = _mm512_mask_cmp_pd_mask(inexact, vd_abs(v), normal, _CMP_LT_OQ);
+    const __mmask8 gone = _mm512_mask_cmp_pd_mask(small, vd_and(r, whole), _mm512_setzero_pd(), _CMP_EQ_OQ);
+    return __builtin_popcount((unsigned)gone);
+}
 #define ve_load(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define ve_store(p, e) _mm256_storeu_si256((__m256i *)(void *)(p), e)
 #define ve_add(a, b) _mm256_add_epi32(a, b)
