@@ -215,9 +215,9 @@ class _Matrix:
                 return False
             sizes = np.abs(values)
             parts = np.add.reduceat(sizes, np.arange(0, self.inputs, LANES), -1, np.float64)
-            norm, part = float(parts.sum(-1).max(initial=0.0)), float(parts.max(initial=0.0))
+            norm, most = float(parts.sum(-1).max(initial=0.0)), float(parts.max(initial=0.0))
             self.norm, self.part = (
-                (max(self.norm, norm), max(self.part, part)) if finite else (np.inf, np.inf)
+                (max(self.norm, norm), max(self.part, most)) if finite else (np.inf, np.inf)
             )
             self.low = min(self.low, float(sizes.min(where=sizes > 0, initial=np.inf)))
         for first in range(0, len(values), LANES):
@@ -759,7 +759,7 @@ def _group(
     wide = [_wide_lanes(f) for f in places]
     sums = ((a.product, a.tree), (a.tree, a.tree), (a.tree, a.accumulator))
     if path == BY_EXACT and all(wide) and (not nearest or all(_double(*pair) for pair in sums)):
-        # Where they are counted, sums below the normal range, multiples of a product's least place, must be exact.
+        # Where counted, sums below the normal range, multiples of a product's least place, must be exact.
         fine = 2.0**53 * _unit(a.product)
         if not counted or max(float(getattr(f, "min_normal", 0)) for f in places) <= fine:
             path, lanes = BY_WIDE, wide
@@ -814,7 +814,7 @@ def _domains(a: Arithmetic, lowest: float) -> tuple[float, float] | None:
         return 0.0, 1.0
     least = float(FP32.min_normal)
     # The accumulator's values must not be flushed where it has subnormals.
-    if len(flush) < 3 or flush[0] != flush[1] or not (flush[2] or unit >= least):
+    if len(flush) < 3 or not flush[0] == flush[1] > 0 or not (flush[2] or unit >= least):
         return None
     domain = least / flush[0]
     return domain, (least / flush[2] if flush[2] else 1.0) / domain

@@ -340,6 +340,7 @@ FLUSHING = (
     (mixed(product="e5m7-nosub", tree="fp16-nosub", accumulator="e8m10-nosub"), True),
     (mixed(product="fp16-nosub", tree="fp16", accumulator="fp16"), False),
     (mixed(product="fp16", tree="fp16-nosub", accumulator="fp16-nosub"), False),
+    (mixed(product="e5m7", tree="e5m9", accumulator="fp16-nosub"), False),
     (mixed(product="e4m3-nosub", tree="fp16-nosub", accumulator="fp16-nosub"), False),
     (mixed(weight="bf16", input="bf16", product="bf16-nosub", tree="bf16-nosub", accumulator="fp32"), False),
     (replace(arithmetic("epur-fp16-nosub"), rounding="up"), False),
