@@ -46,6 +46,7 @@ extensions = [
         "dot_chain.h",
         "dot_general.h",
         "dot_stochastic.h",
+        "dot_wide.h",
         "mu_narrow.h",
         "mu_general.h",
         "underflows.h",

@@ -61,8 +61,8 @@ COUNTED = (
 #: Columns of the counts.
 EVENTS = ("overflow", "underflow", "saturation")
 
-BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS = range(4)
-PATHS = ("chain", "general", "exact", "integers")
+BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE = range(5)
+PATHS = ("chain", "general", "exact", "integers", "wide")
 HALF, TOP, WIDE = range(3)
 AS_IT_IS, ROUNDED, CODED, BLOCKED = range(4)
 _TO_INFINITY, _TO_NAN, _SATURATE, _WRAP, _RAISE = range(5)
@@ -146,6 +146,27 @@ def _lanes(f: Plain) -> tuple[float, ...] | None:
     )  # fmt: skip
 
 
+def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
+    """``lanes`` of float64, or None where they can't round to the format."""
+    if isinstance(f, FixedFormat):
+        unit = float(f.epsilon)
+        narrow = f.signed and f.bits <= 24
+        return (0, unit, 0.5, 1.5 * 2.0**52, float(f.max), unit, 0.0, 1.0) if narrow else None
+    normal, m = float(f.min_normal), f.mantissa_bits
+    least, flush = (normal, 0.0) if f.subnormals else (normal / 2, normal)
+    return (
+        0x7F800000, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (52 - m), float(f.max), normal, flush, 2.0**-m,
+    )  # fmt: skip
+
+
+def _double(a: Plain, b: Plain) -> bool:
+    """Whether sums of values of a and b, rounded to b, may be rounded to float64 first."""
+    top, unit = max(float(a.max), float(b.max)), min(_unit(a), _unit(b))
+    if 2 * top <= 2.0**53 * unit:  # they are float64 values
+        return True
+    return isinstance(a, FloatFormat) and isinstance(b, FloatFormat) and a.precision <= b.precision
+
+
 def _within(a: Plain, b: Plain) -> bool:
     """Whether sums of values of a and b, rounded to b, may be rounded to float32 first."""
     if b == FP32:
@@ -164,7 +185,7 @@ def _within(a: Plain, b: Plain) -> bool:
 
 @dataclass
 class _Matrix:
-    """``matrix`` of `lstm_api.h` in the making, with the largest sum and the least magnitude of its rows.
+    """``matrix`` of `lstm_api.h` in the making, and the bounds of its rows and sub-vectors.
 
     Rows are added a few at a time, so that no more of them are ever there as float32.
     """
@@ -174,6 +195,7 @@ class _Matrix:
     store: int
     codes: npt.NDArray[Any]
     norm: float = 0.0
+    part: float = 0.0
     low: float = np.inf
 
     @classmethod
@@ -192,8 +214,11 @@ class _Matrix:
             if self.store == TOP and not (finite and not (bits & 0xFFFF).any()):
                 return False
             sizes = np.abs(values)
-            norm = float(sizes.sum(-1, dtype=np.float64).max(initial=0.0))
-            self.norm = max(self.norm, norm) if finite else np.inf
+            parts = np.add.reduceat(sizes, np.arange(0, self.inputs, LANES), -1, np.float64)
+            norm, most = float(parts.sum(-1).max(initial=0.0)), float(parts.max(initial=0.0))
+            self.norm, self.part = (
+                (max(self.norm, norm), max(self.part, most)) if finite else (np.inf, np.inf)
+            )
             self.low = min(self.low, float(sizes.min(where=sizes > 0, initial=np.inf)))
         for first in range(0, len(values), LANES):
             part = (
@@ -207,11 +232,11 @@ class _Matrix:
 
     @property
     def fields(self) -> tuple[Any, ...]:
-        """Flat array, store, rows, sub-vectors, and both bounds."""
+        """Flat array, store, rows, sub-vectors, and the bounds."""
         rows, inputs, _ = self.codes.shape
         flat = self.codes.reshape(-1)
         flat = flat.view(np.uint16) if self.store == HALF else flat
-        return flat, self.store, rows - 1, inputs // LANES, self.norm, self.low
+        return flat, self.store, rows - 1, inputs // LANES, self.norm, self.part, self.low
 
 
 def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
@@ -478,7 +503,7 @@ class PackedPass:
         groups = []
         for key in distinct:
             members = [n for n, a in enumerate(gates) if _dpu(a) == key]
-            group = _group(layer, gates, members, ranges, blocks, counts)
+            group = _group(layer, gates, members, ranges, blocks, counted, counts)
             form = gates[members[0]].input
             group["counts_input"] = form not in [gates[k].input for k in range(members[0])]
             groups.append(group)
@@ -703,7 +728,7 @@ def _partial_alpha(name: str, alpha: Mapping[str, float]) -> float:
 
 def _group(
     layer: LstmLayer, gates: Sequence[Arithmetic], members: Sequence[int], ranges: tuple[float, float],
-    blocks: int, counts: Counts,
+    blocks: int, counted: bool, counts: Counts,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of ``group`` of `pass.h` for the gates `members`, which share their DPU's arithmetic."""
     a = gates[members[0]]
@@ -722,43 +747,77 @@ def _group(
     operands = (_multiplicand(a.weight, a.product), _multiplicand(a.input, a.product))
     bits = sum(_precision(f) for f in operands)
     flushes = not all(isinstance(f, FloatFormat) and f.subnormals for f in places)
-    path = BY_EXACT
+    path, domains = BY_EXACT, None
     cut = NARROW if stochastic else WIDEST if a.rounding == "nearest-away" else 24
     if all(lanes) and max(map(_precision, places)) <= cut:
         path = BY_GENERAL
-        exact_products = bits <= 23 if a.product != FP32 else bits <= 24
-        if nearest and innocuous and not flushes and (exact_products or a.product == FP32):
+        short = a.product == FP32 or (_precision(a.product) <= NARROW and bits <= 23)
+        if nearest and innocuous and short:
+            domains = _domains(a, math.prod(map(_lowest, operands)))
+        if domains is not None and not (counted and domains[0]):
             path = BY_CHAIN
+    wide = [_wide_lanes(f) for f in places]
+    sums = ((a.product, a.tree), (a.tree, a.tree), (a.tree, a.accumulator))
+    if path == BY_EXACT and all(wide) and (not nearest or all(_double(*pair) for pair in sums)):
+        # Where counted, sums below the normal range, multiples of a product's least place, must be exact.
+        fine = 2.0**53 * _unit(a.product)
+        if not counted or max(float(getattr(f, "min_normal", 0)) for f in places) <= fine:
+            path, lanes = BY_WIDE, wide
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
-    step = 1 + 2.0 ** ((not nearest) - min(map(_precision, places)))
-    growth = step ** (subs + 5)
-    if a.rounding.startswith("nearest"):
-        # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
-        growth = min(growth, 2 * step**5)
-    top = min(float(f.max) for f in places)
     # Near zero a rounding adds up to a unit, however small the value.
     units = [
         float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
         for f in places
     ]
-    near_zero = subs * (16 * units[0] + 15 * units[1] + units[2])
+    step = 1 + 2.0 ** ((not a.rounding.startswith("nearest")) - min(map(_precision, places)))
+    if a.rounding == "zero":  # adds nothing
+        step, units = 1.0, [0.0] * 3
+    growth = step ** (subs + 5) if (subs + 5) * math.log2(step) < 1000 else math.inf
+    if a.rounding.startswith("nearest"):
+        # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
+        growth = min(growth, 2 * step**5)
+    near_zero = 16 * units[0] + 15 * units[1]
+    tops = [min(float(f.max), SAFE) for f in places]
     least_product = 0.0
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
     normal = float(getattr(a.product, "min_normal", 0))
+    product = order_of[0] if a.product != FP32 else 0.0
     return group | {
         "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0], steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
-        "limit": min(top, SAFE) / growth - near_zero, "least_product": least_product,
-        "chain": (order_of[0] if a.product != FP32 else 0.0, *order_of[1:], 1.5 * normal, normal),
+        "limit": tops[2] / growth - subs * (near_zero + units[2]),
+        "tree_limit": min(tops[:2]) / step**5 - near_zero, "least_product": least_product,
+        "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
             _operand(a.input, None, a.product, ranges[0]),
             _operand(a.input, gates[3].output, a.product, ranges[1]),
         ),
     }  # fmt: skip
+
+
+def _domains(a: Arithmetic, lowest: float) -> tuple[float, float] | None:
+    """``domain`` and ``join`` of the chain, of operands whose products are multiples of `lowest`, or None.
+
+    A place without subnormals flushes nothing where all that comes in is a multiple of a normal value.
+    """
+    unit = max(lowest, _unit(a.product))
+    flush = [
+        0.0 if f.subnormals or least >= f.min_normal else float(f.min_normal)
+        for f, least in ((a.product, lowest), (a.tree, unit), (a.accumulator, unit))
+        if isinstance(f, FloatFormat)
+    ]
+    if flush == [0.0] * 3:
+        return 0.0, 1.0
+    least = float(FP32.min_normal)
+    # The accumulator's values must not be flushed where it has subnormals.
+    if len(flush) < 3 or not flush[0] == flush[1] > 0 or not (flush[2] or unit >= least):
+        return None
+    domain = least / flush[0]
+    return domain, (least / flush[2] if flush[2] else 1.0) / domain
 
 
 def _multiplicand(f: Format, product: Plain) -> Format:

@@ -195,7 +195,7 @@ FORMS = {
     "epur-fp16": "chain", "epur-bf16": "chain", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
     "epur-e4m3fn-sat": "chain", "epur-e5m7": "chain", "epur-fp16-nosub": "general",
     "epur-e8m21": "general", "epur-q5.12": "general", "epur-q3.6-wrap": "general",
-    "epur-e8m22": "exact", "epur-uq5.9": "exact", "epur-int8": "integers",
+    "epur-e8m22": "wide", "epur-uq5.9": "exact", "epur-int8": "integers",
 }  # fmt: skip
 
 
@@ -215,6 +215,10 @@ MIXED = (
     (mixed(weight="int8-row", product="bf16", tree="bf16", accumulator="fp32"), "chain"),
     (mixed(input="mxfp8/16", mu="bf16", cell="bf16", output="bf16"), "chain"),
     (mixed(tree="e5m9", accumulator="e5m8", mu="e5m8", cell="e5m8", output="int12"), "general"),
+    (mixed(product="e8m19", tree="fp32", accumulator="fp32"), "general"),
+    (mixed(product="e5m7-nosub", tree="fp16-nosub", accumulator="fp32"), "general"),
+    (mixed(product="e4m3-nosub", tree="e4m7-nosub", accumulator="bf16-nosub"), "general"),
+    (mixed(product="e4m3", tree="e5m7-nosub", accumulator="fp16-nosub"), "chain"),
 )  # fmt: skip
 FAST = [
     *((arithmetic(name), path) for name, path in FORMS.items()),
@@ -228,7 +232,7 @@ FAST = [
     *(
         (replace(arithmetic(name), rounding="stochastic", seed=7), path)
         for name, path in (("epur-fp16", "general"), ("epur-bf16", "general"),
-                           ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "exact"),
+                           ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "wide"),
                            ("epur-fp16-nosub", "general"))
     ),
     (replace(EPUR, rounding="stochastic", activation="exact"), "general"),
@@ -323,6 +327,115 @@ def test_a_product_that_float32_would_lose():
     assert end_to_end(a, [2.0**-69], [2.0**-68], 0.0) == 0
 
 
+def test_a_product_with_more_bits_than_the_chain_keeps():
+    """An odd 20-bit result whose multiple leaves its binade: the chain's form would make it even."""
+    wide = dict.fromkeys(("tree", "accumulator", "mu", "cell", "output"), "fp32")
+    a = replace(mixed(product="e8m19", **wide), activation="exact")
+    assert end_to_end(a, [2043 / 2048], [2041 / 2048], -(2.0**-1)) > 0
+
+
+#: What the chain takes where nothing is counted, as it flushes; and what it must leave.
+FLUSHING = (
+    *((arithmetic(f"epur-{name}-nosub"), True) for name in ("fp16", "bf16", "e4m3", "e5m7", "tf32")),
+    (mixed(product="fp16-nosub", tree="fp16-nosub", accumulator="fp32"), True),
+    (mixed(product="e5m7-nosub", tree="fp16-nosub", accumulator="e8m10-nosub"), True),
+    (mixed(product="fp16-nosub", tree="fp16", accumulator="fp16"), False),
+    (mixed(product="fp16", tree="fp16-nosub", accumulator="fp16-nosub"), False),
+    (mixed(product="e5m7", tree="e5m9", accumulator="fp16-nosub"), False),
+    (mixed(product="e4m3-nosub", tree="fp16-nosub", accumulator="fp16-nosub"), False),
+    (mixed(weight="bf16", input="bf16", product="bf16-nosub", tree="bf16-nosub", accumulator="fp32"), False),
+    (replace(arithmetic("epur-fp16-nosub"), rounding="up"), False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "flushes"), FLUSHING)
+@pytest.mark.parametrize("scale", [1.0, 2.0**-4])
+def test_the_chain_without_subnormals(a, flushes, scale):
+    """It is taken, it is right where results are near the least normal value, and it counts nothing."""
+    if a.product.min_normal < 2.0**-100 and scale < 1:
+        scale = 2.0**-62
+    elif a.product.min_normal > 2.0**-10:
+        scale = scale**0.5
+    case = usual(11, inputs=40, scale=scale, x_scale=2 * scale)
+    paths = [engine(case.layer, a, count=count)._packed["pass"].paths for count in (False, True)]
+    assert paths == [("chain",) if flushes else ("general",), ("general",)]
+    for order in ORDERS:
+        check(case, a, order)
+
+
+#: What float64 lanes take, and what they leave.
+WIDE = (
+    *((arithmetic(f"epur-{name}"), True) for name in ("q7.16", "q7.16-wrap", "e8m22")),
+    *((replace(arithmetic("epur-q5.12"), rounding=mode), mode == "stochastic") for mode in MODES),
+    *((replace(arithmetic("epur-q7.16"), rounding=mode, seed=9), True) for mode in MODES),
+    *(
+        (replace(arithmetic(f"epur-{name}"), rounding=mode, seed=9), True)
+        for name in ("fp32", "e8m20-nosub", "e6m14")
+        for mode in ("nearest-away", "stochastic")
+        if mode == "stochastic" or name == "fp32"
+    ),
+    (replace(mixed(product="e4m3", tree="q5.12", accumulator="fp32"), rounding="stochastic"), True),
+    (mixed(product="e4m3", tree="fp16", accumulator="q7.16"), True),
+    (mixed(product="fp32", tree="e8m22", accumulator="e8m22"), False),  # narrows
+    (arithmetic("epur-uq5.9"), False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "taken"), WIDE)
+@pytest.mark.parametrize("scale", [0.5, 2.0**-6, 4.0])
+def test_wide_formats(a, taken, scale):
+    """In float64 lanes, where results are small, usual, and leave the range."""
+    case = usual(11, inputs=40, scale=scale, x_scale=2 * scale)
+    packed = engine(case.layer, a, count=False)._packed["pass"]
+    assert (packed.paths == ("wide",)) == taken
+    for order in ORDERS:
+        check(case, a, order)
+
+
+def test_products_and_sums_just_below_the_normal_range():
+    """The least normal value is 2**-14, and the places below it end at 2**-25."""
+    wide = dict.fromkeys(("mu", "cell", "output"), "fp32")
+    a = mixed(product="fp16-nosub", tree="fp16-nosub", accumulator="fp16-nosub", **wide)
+    assert engine(usual(1).layer, a, count=False)._packed["pass"].paths == ("chain",)
+    half = 2.0**-14 - 2.0**-26
+    assert half == (63 * 2.0**-13) * (65 * 2.0**-13)
+    # nearest to it from below
+    pairs = ((p, 2096639 // p) for p in range(1025, 2048))
+    p, q = max(pairs, key=lambda pair: pair[0] * pair[1])
+    assert half - 2.0**-32 < np.ldexp(p * q, -35) < half
+    for sign in (1, -1):
+        assert sign * end_to_end(a, [63 * 2.0**-13], [sign * 65 * 2.0**-13], 0.0) > 0
+        # 2**-14 (1 - 2**-10) is 0, although 2**-14 is nearer by far
+        assert end_to_end(a, [1023 * 2.0**-14], [sign * 2.0**-10], 0.0) == 0
+        assert end_to_end(a, [np.ldexp(p, -12)], [sign * np.ldexp(q, -23)], 0.0) == 0
+        # two products that cancel to less than the least normal value, and to no less
+        assert end_to_end(a, [1.0, 1.0], [sign * 1.5 * 2.0**-13, -sign * 1.25 * 2.0**-13], 0.0) == 0
+        assert sign * end_to_end(a, [1.0, 1.0], [sign * 2.0**-13, -sign * 2.0**-14], 0.0) > 0
+        # in the accumulator
+        x = [sign * 1.5 * 2.0**-13, *[0.0] * 15, -sign * 1.25 * 2.0**-13]
+        assert end_to_end(a, [1.0] * 17, x, 0.0) == 0
+        # where the accumulator has subnormals, it keeps what its own sums leave
+        kept = mixed(product="fp16-nosub", tree="fp16-nosub", accumulator="fp32", **wide)
+        assert sign * end_to_end(kept, [1.0] * 17, x, 0.0) > 0
+    # zeros of either sign: -0 + -0, and -tiny
+    assert end_to_end(a, [-1.0, 0.5, 2.0**-14], [0.0, -0.0, -(2.0**-14)], 0.0) == 0
+
+
+@pytest.mark.parametrize("level", levels())
+def test_inputs_that_only_large_weights_lift(level):
+    """The chain's own inputs are subnormal in float32 here, while products are not small."""
+    places = dict.fromkeys(("product", "tree", "accumulator"), "fp16-nosub")
+    a = mixed(weight="bf16", input="bf16", **places)
+    for weight, x in ((2.0**60, 1.5 * 2.0**-70), (1.5 * 2.0**-10, 2.0**-3), (2.0**5, 2.0**-27)):
+        case = Case(
+            LstmLayer("pass", np.full((4, 1, 2), weight, np.float32), np.zeros((4, 1, 1), np.float32),
+                      np.ones((4, 1), np.float32)),
+            np.full((1, 2), x, np.float32), None,
+        )  # fmt: skip
+        assert engine(case.layer, a, count=False)._packed["pass"].paths == ("chain",)
+        check(case, a, every=[level])
+
+
 @pytest.mark.parametrize("steps", [BLOCK - 1, BLOCK + 1, 2 * BLOCK + 1])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_blocks_of_time_steps_do_not_show(steps, reverse):
@@ -395,7 +508,9 @@ def test_sums_up_to_the_bound_of_a_long_accumulation(away):
     rng = np.random.default_rng(2)
     for size in (1.0, 3.0, 12.0):  # surely within, by the way it takes, and beyond
         w_x = (rng.uniform(0.1, 0.14, (4, 16, 16 * 40)) * size).astype(np.float32)
-        layer = LstmLayer("pass", w_x, np.zeros((4, 16, 16), np.float32), np.zeros((4, 16), np.float32))
+        layer = LstmLayer(
+            "pass", w_x, np.zeros((4, 16, 16), np.float32), np.zeros((4, 16), np.float32)
+        )
         x = rng.uniform(0.4, 0.7, (2, 16 * 40)).astype(np.float32)
         check(Case(layer, x, None), a)
 

@@ -13,6 +13,12 @@
  * where below 1.5 least normal the sum has the format's least place as its last. A sum below the normal range is a multiple of
  * that place and exact. C = 1 in the first and C = 0 in the second leave v as it is: float32. Neither form, nor C x, overflows to
  * infinity, and no product may underflow in float32: the caller proves both beforehand. A zero may come out with either sign.
+ *
+ * Products and tree without subnormals: v is rounded as if it were normal, and a result below the least normal value becomes 0. All
+ * values are multiplied by the power of two that takes that value to float32's, 2^-126 (in the accumulator, to its own place, by its
+ * own): then the processor does this by itself, as it flushes what is subnormal in float32. A sum that it flushes was exact.
+ *   product  t = C w x;  r = round((1 + 1 / C) t) - t
+ * t itself is flushed only where 0 is what becomes of w x.
  */
 
 /* Constants of a call must reach the innermost loop as such. */
@@ -83,16 +89,27 @@ INLINE void widen(float *wide, const matrix *m, const int32_t *order, ptrdiff_t 
     }
 }
 
-/* x and C x of one sub-vector. */
+/* x and C x (flushing: in products' domain) of one sub-vector. */
 typedef struct {
     const float *x, *scaled;
 } inputs;
 
-INLINE void pairs(vf *a, const vf *b, float c) {
+/* One addition: its C, and what takes the second term to the first one's domain. */
+typedef struct {
+    float c, by;
+} addition;
+INLINE addition in_tree(const chain *k) { return (addition){k->tree, 1.0f}; }
+INLINE addition in_acc(const chain *k, const int flushes) { return (addition){k->acc, flushes ? k->join : 1.0f}; }
+
+INLINE vf added(vf a, vf b, const addition to, const int flushes) {
+    const vf s = to.by == 1.0f ? vf_add(a, b) : vf_madd(b, vf_set(to.by), a);
+    return flushes ? vf_normal(s) : s;
+}
+INLINE void pairs(vf *a, const vf *b, const addition to, const int flushes) {
     vf y[LOCK];
-    EACH a[i] = vf_add(a[i], b[i]);
-    EACH y[i] = vf_mul(a[i], vf_set(c - 1.0f));
-    EACH a[i] = vf_msub(a[i], vf_set(c), y[i]);
+    EACH a[i] = added(a[i], b[i], to, flushes);
+    EACH y[i] = vf_mul(a[i], vf_set(to.c - 1.0f));
+    EACH a[i] = vf_msub(a[i], vf_set(to.c), y[i]);
 }
 
 INLINE void count_below(vc *below, const vf *p, const vf *w, float x, const chain *k) {
@@ -102,46 +119,47 @@ INLINE void count_below(vc *below, const vf *p, const vf *w, float x, const chai
     }
 }
 
-/* s = the sums of the products v x[j] and w x[j + 1]; meanwhile a = a + b with the constant c, of sums that are ready, so
- * that their operations and those of the products fill each other's waiting times. */
-INLINE void products(vf *s, const vf *v, const vf *w, int j, const inputs *in, vf *a, const vf *b, float c, const chain *k,
-                     vc *below) {
-    const vf x = vf_set(in->x[j]), y = vf_set(in->x[j + 1]), least = vf_set(k->least * k->product);
+/* s = the sums of the products v x[j] and w x[j + 1]; meanwhile a = a + b, of sums that are ready, so that their operations
+ * and those of the products fill each other's waiting times. */
+INLINE void products(vf *s, const vf *v, const vf *w, int j, const inputs *in, vf *a, const vf *b, const addition to,
+                     const chain *k, const int flushes, vc *below) {
+    const vf least = vf_set(k->least * k->product), up = vf_set(1.0f + 1.0f / k->product);
     vf t[LOCK], u[LOCK], p[LOCK], z[LOCK];
     EACH t[i] = vf_mul(v[i], vf_set(in->scaled[j]));
     EACH u[i] = vf_mul(w[i], vf_set(in->scaled[j + 1]));
-    if (b) EACH a[i] = vf_add(a[i], b[i]);
-    EACH t[i] = vf_absmax(t[i], least);
-    if (b) EACH z[i] = vf_mul(a[i], vf_set(c - 1.0f));
-    EACH u[i] = vf_absmax(u[i], least);
-    EACH s[i] = vf_madd(v[i], x, t[i]);
-    EACH p[i] = vf_madd(w[i], y, u[i]);
-    EACH s[i] = vf_sub(s[i], t[i]);
-    if (b) EACH a[i] = vf_msub(a[i], vf_set(c), z[i]);
-    EACH p[i] = vf_sub(p[i], u[i]);
+    if (b) EACH a[i] = added(a[i], b[i], to, flushes);
+    if (!flushes) EACH t[i] = vf_absmax(t[i], least);
+    if (b) EACH z[i] = vf_mul(a[i], vf_set(to.c - 1.0f));
+    if (!flushes) EACH u[i] = vf_absmax(u[i], least);
+    EACH s[i] = flushes ? vf_mul(t[i], up) : vf_madd(v[i], vf_set(in->x[j]), t[i]);
+    EACH p[i] = flushes ? vf_mul(u[i], up) : vf_madd(w[i], vf_set(in->x[j + 1]), u[i]);
+    EACH s[i] = flushes ? vf_normal(vf_sub(s[i], t[i])) : vf_sub(s[i], t[i]);
+    if (b) EACH a[i] = vf_msub(a[i], vf_set(to.c), z[i]);
+    EACH p[i] = flushes ? vf_normal(vf_sub(p[i], u[i])) : vf_sub(p[i], u[i]);
     if (below) count_below(below, s, v, in->x[j], k), count_below(below, p, w, in->x[j + 1], k);
-    pairs(s, p, k->tree);
+    pairs(s, p, in_tree(k), flushes);
 }
 
 /* One sub-vector. The last sums of its tree are left to the next one: halves 0 and 1 are the sums of its first and last
  * eight products, and what comes in there goes into acc. */
-#define PRODUCTS(load, j, s, a, b, c) \
-    load(v, at, from, j), load(w, at, from, (j) + 1), products(s, v, w, j, in, a, b, c, k, below);
+#define PRODUCTS(load, j, s, a, b, to) \
+    load(v, at, from, j), load(w, at, from, (j) + 1), products(s, v, w, j, in, a, b, to, k, flushes, below);
 #define DEFINE_TREE(name, type, load)                                                                          \
     INLINE void name(vf half[2][LOCK], float *acc, const type *at, ptrdiff_t from, const inputs *in, const chain *k, \
-                     vc *below) {                                                                              \
+                     const int flushes, vc *below) {                                                           \
+        const addition tree = in_tree(k), last = in_acc(k, flushes);                                           \
         vf v[LOCK], w[LOCK], a[LOCK], b[LOCK], c[LOCK], d[LOCK], sum[LOCK];                                    \
-        PRODUCTS(load, 0, a, half[0], half[1], k->tree)                                                        \
+        PRODUCTS(load, 0, a, half[0], half[1], tree)                                                           \
         fetch(sum, acc);                                                                                       \
-        PRODUCTS(load, 2, b, sum, half[0], k->acc)                                                             \
+        PRODUCTS(load, 2, b, sum, half[0], last)                                                               \
         put(acc, sum);                                                                                         \
-        PRODUCTS(load, 4, c, a, b, k->tree)                                                                    \
-        PRODUCTS(load, 6, d, NULL, NULL, 0)                                                                    \
-        PRODUCTS(load, 8, b, c, d, k->tree)                                                                    \
-        PRODUCTS(load, 10, d, a, c, k->tree)                                                                   \
-        PRODUCTS(load, 12, c, b, d, k->tree)                                                                   \
-        PRODUCTS(load, 14, d, NULL, NULL, 0)                                                                   \
-        pairs(c, d, k->tree), pairs(b, c, k->tree);                                                            \
+        PRODUCTS(load, 4, c, a, b, tree)                                                                       \
+        PRODUCTS(load, 6, d, NULL, NULL, tree)                                                                 \
+        PRODUCTS(load, 8, b, c, d, tree)                                                                       \
+        PRODUCTS(load, 10, d, a, c, tree)                                                                      \
+        PRODUCTS(load, 12, c, b, d, tree)                                                                      \
+        PRODUCTS(load, 14, d, NULL, NULL, tree)                                                                \
+        pairs(c, d, tree, flushes), pairs(b, c, tree, flushes);                                                \
         EACH half[0][i] = a[i], half[1][i] = b[i];                                                             \
     }
 DEFINE_TREE(tree_half, codes, load_half)
@@ -149,10 +167,15 @@ DEFINE_TREE(tree_top, codes, load_top)
 DEFINE_TREE(tree_wide, float, load_wide)
 
 /* The last sub-vector's tree into acc. */
-INLINE void finish(vf half[2][LOCK], float *acc, const chain *k) {
+INLINE void finish(vf half[2][LOCK], float *acc, const chain *k, const int flushes) {
     vf sum[LOCK];
-    pairs(half[0], half[1], k->tree);
-    fetch(sum, acc), pairs(sum, half[0], k->acc), put(acc, sum);
+    pairs(half[0], half[1], in_tree(k), flushes);
+    fetch(sum, acc), pairs(sum, half[0], in_acc(k, flushes), flushes), put(acc, sum);
+}
+
+/* `used` vectors' sums into another domain. */
+INLINE void rescale(float *sums, ptrdiff_t used, float by) {
+    for (ptrdiff_t l = 0; l < used * LANES; l += VW) vf_store(sums + l, vf_mul(vf_load(sums + l), vf_set(by)));
 }
 
 INLINE void scale(float *to, const float *x, float by) {
@@ -175,11 +198,12 @@ INLINE void ahead(const codes *at, ptrdiff_t s, ptrdiff_t subs) {
         for (int k = 0; k < 256; k += 32) __builtin_prefetch(at->row[r] + from * 256 + k);
 }
 
-/* `counted` is a constant where this is called, so that the uncounted form has no trace of it. */
+/* `counted` and `flushes` are constants where this is called, so that other forms have no trace of them. */
 INLINE void chain_rows(
     const matrix *m, const chain constants, const int32_t *order, ptrdiff_t count, const float *x, float *acc,
-    ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, int counted, int64_t *underflow) {
+    ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, const int counted, const int flushes, int64_t *underflow) {
     const chain *k = &constants;
+    const float domain = k->domain * k->join, factor = flushes ? k->product * k->domain : k->product;
     float wide[16 * LANES] ALIGNED, scaled[16] ALIGNED;
     float sums[TILE * LANES] ALIGNED; /* side by side, where rows of `acc` may share one cache set */
     for (ptrdiff_t r = 0; r < count; r += LOCK_ROWS) {
@@ -196,6 +220,7 @@ INLINE void chain_rows(
                 vc seen_below = vc_zero(), *below = counted ? &seen_below : NULL;
                 if (!used) continue;
                 for (ptrdiff_t u = 0; u < used; u++) gather_lanes(sums + u * LANES, a + place[u] * pitch, order + r);
+                if (flushes) rescale(sums, used, domain);
                 float *before = sums;
                 vf half[2][LOCK]; /* begins with a tree of +0: adds nothing */
                 EACH half[0][i] = half[1][i] = vf_set(0.0f);
@@ -205,25 +230,26 @@ INLINE void chain_rows(
                     xs += place[0] * 16;
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         const inputs in = {xs, scaled};
-                        scale(scaled, xs, k->product);
+                        scale(scaled, xs, factor);
                         ahead(&at, s, m->subs);
                         if (m->store == HALF)
-                            tree_half(half, sums, &at, s * 256, &in, k, below);
+                            tree_half(half, sums, &at, s * 256, &in, k, flushes, below);
                         else
-                            tree_top(half, sums, &at, s * 256, &in, k, below);
+                            tree_top(half, sums, &at, s * 256, &in, k, flushes, below);
                     }
                 } else {
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         widen(wide, &shifted, order + r, s); /* one conversion of the weights serves all vectors */
                         for (ptrdiff_t u = 0; u < used; u++) {
                             const inputs in = {xs + place[u] * 16, scaled};
-                            scale(scaled, in.x, k->product);
-                            tree_wide(half, before, wide, 0, &in, k, below);
+                            scale(scaled, in.x, factor);
+                            tree_wide(half, before, wide, 0, &in, k, flushes, below);
                             before = sums + u * LANES;
                         }
                     }
                 }
-                finish(half, before, k);
+                finish(half, before, k, flushes);
+                if (flushes) rescale(sums, used, 1.0f / domain);
                 for (ptrdiff_t u = 0; u < used; u++) scatter_lanes(a + place[u] * pitch, sums + u * LANES, order + r);
                 if (counted) *underflow += vc_sum(seen_below);
             }
@@ -231,25 +257,41 @@ INLINE void chain_rows(
     }
 }
 
+/* With the processor's own flushing, which the scalar level does without. */
+static __attribute__((noinline)) void chain_flushing(
+    const matrix *m, const chain *k, const int32_t *order, ptrdiff_t count, const float *x, float *acc, ptrdiff_t pitch,
+    const uint8_t *take, ptrdiff_t nv) {
+    const float c = k->product;
+    const chain uniform = {c, c, c, k->least, k->normal, k->domain, 1.0f};
+    if (memcmp(k, &uniform, sizeof uniform) == 0)
+        chain_rows(m, uniform, order, count, x, acc, pitch, take, nv, 0, 1, NULL);
+    else
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, 1, NULL);
+}
+
 /* acc[v] += W x[v] for the vectors that are to be taken and the rows in `order`.
  *   order IN    (count, a multiple of 4) rows of W
  *   x     IN    (subs, nv, 16), values of the input's format
  *   acc   INOUT (nv, pitch / 16, 16), values of the accumulator's format
  *   take  IN    (nv)
- *   underflow INOUT of products, or NULL: not counted
+ *   underflow INOUT of products, or NULL: not counted, nor is it where the chain flushes
  */
 void LEVEL(dot_chain)(const matrix *m, const chain *k, const int32_t *order, ptrdiff_t count, const float *x,
                       float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, int64_t *underflow) {
     /* One constant for all roundings, and known ones for fp16, leave more registers to the sums. */
-    const chain half = {8192.0f, 8192.0f, 8192.0f, 0x1.8p-14f, 0x1p-14f};
+    const chain half = {8192.0f, 8192.0f, 8192.0f, 0x1.8p-14f, 0x1p-14f, 0.0f, 1.0f};
     const float c = k->product;
-    const chain uniform = {c, c, c, k->least, k->normal};
-    if (underflow)
-        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 1, underflow);
+    const chain uniform = {c, c, c, k->least, k->normal, 0.0f, 1.0f};
+    if (k->domain > 0.0f) {
+        const unsigned before = flushing();
+        chain_flushing(m, k, order, count, x, acc, pitch, take, nv);
+        flushing_no_more(before);
+    } else if (underflow)
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 1, 0, underflow);
     else if (memcmp(k, &half, sizeof half) == 0)
-        chain_rows(m, half, order, count, x, acc, pitch, take, nv, 0, NULL);
+        chain_rows(m, half, order, count, x, acc, pitch, take, nv, 0, 0, NULL);
     else if (c == k->tree && c == k->acc)
-        chain_rows(m, uniform, order, count, x, acc, pitch, take, nv, 0, NULL);
+        chain_rows(m, uniform, order, count, x, acc, pitch, take, nv, 0, 0, NULL);
     else
-        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, NULL);
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, 0, NULL);
 }

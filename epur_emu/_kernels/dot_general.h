@@ -13,7 +13,8 @@
  * The unit follows from the exponent of v rounded to float32: where that is one too large, v rounds to a power of two anyway.
  *
  * Results beyond the largest value, infinities and not-a-number are not treated here: the largest magnitude met is kept, and
- * a row that leaves the range is computed again by `exact_row`. Products must not underflow in float32: the caller proves it.
+ * a row that leaves the range is computed again by `exact_row`. Products and tree are watched only where underflows are counted:
+ * else the caller knows that they keep within it. Products must not underflow in float32: the caller proves it.
  */
 
 #if defined(LEVEL_SCALAR)
@@ -182,27 +183,28 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, int i
 INLINE void one_sub_vector(float *level, float *acc, const float *wide, const float *x, const general *g, const int mode,
                            const int innocuous, const int watching, const uint32_t *key_a, const uint32_t *key_b, uint32_t n,
                            watch *seen_here) {
-    const int sums = watching == COUNTS && !g->narrows ? RANGE : watching;
+    const int all = watching == COUNTS ? COUNTS : NOTHING, exact_below = watching == COUNTS && !g->narrows;
+    const int in_tree = exact_below ? RANGE : all, in_acc = exact_below ? RANGE : watching;
     keys key[LOCK];
     vf a[LOCK], b[LOCK];
     EACH key[i] = keys_at(key_a + i * VW, key_b + i * VW);
     for (int j = 0; j < 16; j += 2) {
         vf w[LOCK];
-        load_wide(w, wide, 0, j), round_products(a, w, x[j], &g->place[PRODUCT], mode, watching, key, n + (uint32_t)j, seen_here);
+        load_wide(w, wide, 0, j), round_products(a, w, x[j], &g->place[PRODUCT], mode, all, key, n + (uint32_t)j, seen_here);
         load_wide(w, wide, 0, j + 1);
-        round_products(b, w, x[j + 1], &g->place[PRODUCT], mode, watching, key, n + (uint32_t)j + 1, seen_here);
-        round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[0], sums, key, n + 16 + (uint32_t)j / 2, seen_here + TREE);
+        round_products(b, w, x[j + 1], &g->place[PRODUCT], mode, all, key, n + (uint32_t)j + 1, seen_here);
+        round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[0], in_tree, key, n + 16 + (uint32_t)j / 2, seen_here + TREE);
         put(level + j / 2 * LANES, a);
     }
     uint32_t op = n + 24;
     for (int width = 4; width; width /= 2)
         for (int j = 0; j < width; j++, op++) {
             fetch(a, level + 2 * j * LANES), fetch(b, level + (2 * j + 1) * LANES);
-            round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[1], sums, key, op, seen_here + TREE);
+            round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[1], in_tree, key, op, seen_here + TREE);
             put(level + j * LANES, a);
         }
     fetch(a, acc), fetch(b, level);
-    round_sums(a, b, &g->place[ACCUMULATOR], mode, innocuous || g->within[2], sums, key, op, seen_here + ACCUMULATOR);
+    round_sums(a, b, &g->place[ACCUMULATOR], mode, innocuous || g->within[2], in_acc, key, op, seen_here + ACCUMULATOR);
     put(acc, a);
 }
 
@@ -242,6 +244,16 @@ typedef struct {
     seen *n;
 } general_call;
 
+/* Vector v's rows again, by the exact path. */
+static void again(const general_call *c, const int32_t *order, ptrdiff_t v) {
+    const unsigned before = turned(NEAREST_EVEN);
+    for (int q = 0; q < LOCK_ROWS; q++)
+        if (order[q] < c->m->rows)
+            exact_row(c->m, c->u + (order[q] & 3), order[q], c->x + v * 16, c->nv * 16, c->acc + v * c->pitch + order[q] * 16,
+                      c->step_keys[v], c->first_sub, c->n);
+    _mm_setcsr(before);
+}
+
 INLINE void general_rows(const general_call *c, const int mode, const int innocuous, const int watching) {
     const matrix *m = c->m;
     float wide[16 * LANES] ALIGNED, level[8 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
@@ -271,13 +283,7 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
                 int out = 0;
                 for (int p = 0; p < 3 && watching != NOTHING; p++) out |= beyond(&seen_here[u][p], &c->g->place[p], mode);
                 if (out) {
-                    const unsigned before = turned(NEAREST_EVEN);
-                    for (int q = 0; q < LOCK_ROWS; q++)
-                        if (order[q] < m->rows)
-                            exact_row(m, c->u + (order[q] & 3), order[q], c->x + (first + place[u]) * 16, c->nv * 16,
-                                      a + place[u] * c->pitch + order[q] * 16, c->step_keys[first + place[u]], c->first_sub,
-                                      c->n);
-                    _mm_setcsr(before);
+                    again(c, order, first + place[u]);
                     continue;
                 }
                 scatter_lanes(a + place[u] * c->pitch, sums + u * LANES, order);
@@ -326,9 +332,9 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
     case TOWARD_ZERO: RUN(rows_zero); break;
     case NEAREST_AWAY: RUN(rows_away); break;
     default:
-        if (watching == NOTHING && !g->narrows)
+        if (watching != COUNTS && !g->narrows)
             rows_drawn(&c);
-        else if (watching == NOTHING && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
+        else if (watching != COUNTS && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
             rows_drawn_flushed(&c);
         else
             RUN(rows_stochastic);

@@ -1,5 +1,5 @@
-/* Dot products in stochastic rounding where formats, floats of at most 11 bits, widen along the chain, and no sum can leave its
- * range. The processor cuts, which passes no 2^-12 units (see `dot_general.h`); with p the precision:
+/* Dot products in stochastic rounding where formats, floats of at most 11 bits, widen along the chain, and nothing but the
+ * accumulator, which is watched, can leave its range. The processor cuts, which passes no 2^-12 units (see `dot_general.h`); with p the precision:
  *   sum      exact below the normal range. Above (and below, without subnormals) the lower 24 - p bits of a + b in float32 are its
  *            rest, and the upper 12 of these meet the random number: it is added to them as an integer, whose carry reaches the
  *            result, and its exponent; the rest is cleared.
@@ -27,9 +27,9 @@ static inline cut cut_of(const lanes *f) {
     return (cut){vk_set(9 + places), vk_set(rest & ~spare), vk_set(~rest), vf_set(f->flush)};
 }
 
-/* Where VW neurons' sums stand, and their random words. */
+/* Where VW neurons' sums stand, their largest magnitudes, and their random words. */
 typedef struct {
-    float *acc;
+    float *acc, *top;
     const uint32_t *key;
     uint32_t *word;
 } drawing;
@@ -53,13 +53,16 @@ INLINE vf drawn_sum(vf a, vf b, const cut *k, const int flushes, vk random) {
 }
 
 /* Operation 16 + n of a sub-vector with the products t: level by level, and at last into the accumulator. */
-INLINE void drawn_tree(vf t[16], const int n, float *acc, const cuts *k, const int flushes, vk random) {
+INLINE void drawn_tree(vf t[16], const int n, const drawing *to, const cuts *k, const int flushes, vk random) {
     static const int at[15] = {0, 2, 4, 6, 8, 10, 12, 14, 0, 4, 8, 12, 0, 8, 0};
     const int apart = n < 8 ? 1 : n < 12 ? 2 : n < 14 ? 4 : 8;
     if (n < 15)
         t[at[n]] = drawn_sum(t[at[n]], t[at[n] + apart], &k->tree, flushes, random);
-    else
-        vf_store(acc, drawn_sum(vf_load(acc), t[0], &k->acc, flushes, random));
+    else {
+        const vf sum = drawn_sum(vf_load(to->acc), t[0], &k->acc, flushes, random);
+        vf_store(to->acc, sum);
+        vf_store(to->top, vf_topmost(vf_load(to->top), vf_abs(sum)));
+    }
 }
 
 /* A sub-vector's products, and among them the tree of t, the products before. `store` is a constant: HALF and TOP where w holds
@@ -72,7 +75,7 @@ INLINE void drawn_step(vf t[16], const drawing *before, const drawing *now, cons
 #pragma GCC unroll 16
     for (int j = 0; j < 16; j++) {
         const uint16_t *code = (const uint16_t *)w + j * 16;
-        drawn_tree(t, j, before->acc, k, flushes, next_word(&word_before, key_before));
+        drawn_tree(t, j, before, k, flushes, next_word(&word_before, key_before));
         const vf v = store == HALF ? vf_half(code) : store == TOP ? vf_top(code) : vf_load((const float *)w + j * LANES);
         p[j] = drawn_product(v, vf_set(x[j]), k, flushes, next_word(&word, key));
     }
@@ -81,13 +84,13 @@ INLINE void drawn_step(vf t[16], const drawing *before, const drawing *now, cons
     for (int j = 0; j < 16; j++) t[j] = p[j];
 }
 
-/* The vectors of one LOCK_ROWS rows that are to be taken: sums INOUT, keys IN, words INOUT (used, LANES). */
+/* The vectors of one LOCK_ROWS rows that are to be taken: sums, tops and words INOUT, keys IN (used, LANES). */
 INLINE void drawn_rows(const general_call *c, const int32_t *order, const float *x, const ptrdiff_t *place, ptrdiff_t used,
-                       float *sums, const uint32_t *key, uint32_t *word, const int store, const cuts *k, const int flushes) {
+                       float *sums, float *top, const uint32_t *key, uint32_t *word, const int store, const cuts *k, const int flushes) {
     const matrix *m = c->m;
-    float wide[16 * LANES] ALIGNED, no_sum[VW] ALIGNED = {0};
+    float wide[16 * LANES] ALIGNED, no_sum[VW] ALIGNED = {0}, no_top[VW] ALIGNED = {0};
     uint32_t no_word[VW] ALIGNED = {0};
-    drawing before = {no_sum, no_word, no_word};
+    drawing before = {no_sum, no_top, no_word, no_word};
     vf t[16];
     for (int j = 0; j < 16; j++) t[j] = vf_set(0.0f);
     const codes at = codes_at(m, order);
@@ -99,7 +102,7 @@ INLINE void drawn_rows(const general_call *c, const int32_t *order, const float 
         for (ptrdiff_t u = 0; u < used; u++)
             for (int i = 0; i < LOCK; i++) {
                 const ptrdiff_t lane = u * LANES + i * VW;
-                const drawing now = {sums + lane, key + lane, word + lane};
+                const drawing now = {sums + lane, top + lane, key + lane, word + lane};
                 const void *w = store == WIDE ? (const void *)(wide + i * VW) : at.row[i / VN] + s * 256 + i % VN * VW;
                 drawn_step(t, &before, &now, store, w, x + (s * c->nv + place[u]) * 16, k, flushes);
                 before = now;
@@ -108,14 +111,14 @@ INLINE void drawn_rows(const general_call *c, const int32_t *order, const float 
     const vk last = vk_load(before.key);
     vk random = vk_load(before.word);
 #pragma GCC unroll 16
-    for (int j = 0; j < 16; j++) drawn_tree(t, j, before.acc, k, flushes, next_word(&random, last));
+    for (int j = 0; j < 16; j++) drawn_tree(t, j, &before, k, flushes, next_word(&random, last));
 }
 
 INLINE void drawn_call(const general_call *c, const int flushes) {
     const lanes *f = c->g->place;
     const cuts k = {vf_set(float_bits(f->mask)), vf_set(f->least), vf_set(f->one * 0x1p11f), vf_set(f->flush),
                     vk_set(20), vk_set(0xfffff000U), cut_of(f + TREE), cut_of(f + ACCUMULATOR)};
-    float sums[TILE * LANES] ALIGNED;
+    float sums[TILE * LANES] ALIGNED, top[TILE * LANES] ALIGNED;
     uint32_t key[TILE * LANES] ALIGNED, word[TILE * LANES] ALIGNED;
     for (ptrdiff_t r = 0; r < c->count; r += LOCK_ROWS) {
         const int32_t *order = c->order + r;
@@ -127,15 +130,25 @@ INLINE void drawn_call(const general_call *c, const int flushes) {
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
                 lock_keys(key + u * LANES, word + u * LANES, c->step_keys[first + place[u]], order);
-                for (ptrdiff_t l = u * LANES; l < (u + 1) * LANES; l++) word[l] += key[l] * 32 * (uint32_t)c->first_sub;
+                for (ptrdiff_t l = u * LANES; l < (u + 1) * LANES; l++) {
+                    word[l] += key[l] * 32 * (uint32_t)c->first_sub;
+                    top[l] = 0.0f;
+                }
             }
             if (used == 1 && c->m->store == HALF)
-                drawn_rows(c, order, x, place, used, sums, key, word, HALF, &k, flushes);
+                drawn_rows(c, order, x, place, used, sums, top, key, word, HALF, &k, flushes);
             else if (used == 1 && c->m->store == TOP)
-                drawn_rows(c, order, x, place, used, sums, key, word, TOP, &k, flushes);
+                drawn_rows(c, order, x, place, used, sums, top, key, word, TOP, &k, flushes);
             else if (used)
-                drawn_rows(c, order, x, place, used, sums, key, word, WIDE, &k, flushes);
-            for (ptrdiff_t u = 0; u < used; u++) scatter_lanes(a + place[u] * c->pitch, sums + u * LANES, order);
+                drawn_rows(c, order, x, place, used, sums, top, key, word, WIDE, &k, flushes);
+            for (ptrdiff_t u = 0; u < used; u++) {
+                watch here = {vf_set(0.0f), vc_zero()};
+                EACH here.top = vf_topmost(here.top, vf_load(top + u * LANES + i * VW));
+                if (beyond(&here, f + ACCUMULATOR, STOCHASTIC))
+                    again(c, order, first + place[u]);
+                else
+                    scatter_lanes(a + place[u] * c->pitch, sums + u * LANES, order);
+            }
         }
     }
 }

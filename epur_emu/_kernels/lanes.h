@@ -6,6 +6,7 @@
 #include "dot_chain.h"
 #include "dot_general.h"
 #include "dot_stochastic.h"
+#include "dot_wide.h"
 #include "mu_narrow.h"
 #include "mu_general.h"
 #include "underflows.h"

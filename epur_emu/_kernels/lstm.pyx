@@ -33,7 +33,7 @@ cdef extern from * nogil:
         int store
         Py_ssize_t rows, subs
     ctypedef struct chain:
-        float product, tree, acc, least, normal
+        float product, tree, acc, least, normal, domain, join
     ctypedef struct lanes:
         uint32_t mask
         float least, half, magic, max, normal, flush, one
@@ -63,8 +63,9 @@ cdef extern from * nogil:
         general general
         matrix w[2]
         double norm[2]
+        double part[2]
         double low[2]
-        double limit, least_product
+        double limit, tree_limit, least_product
         operand operand[2]
         int counts_input
         int_matrix codes[2]
@@ -257,20 +258,20 @@ cdef class Pass:
         cdef const float[::1] wide
         cdef int k
         c = values["chain"]
-        g.chain.product, g.chain.tree, g.chain.acc, g.chain.least, g.chain.normal = c
+        g.chain.product, g.chain.tree, g.chain.acc, g.chain.least, g.chain.normal, g.chain.domain, g.chain.join = c
         for k in range(3):
             g.general.place[k] = lanes_of(values["lanes"][k])
             g.general.within[k] = values["within"][k]
         g.general.mode, g.general.innocuous, g.general.narrows = values["mode"], values["innocuous"], values["narrows"]
-        g.limit, g.least_product = values["limit"], values["least_product"]
-        for k, (array, store, rows, subs, norm, low) in enumerate(values["w"]):
+        g.limit, g.tree_limit, g.least_product = values["limit"], values["tree_limit"], values["least_product"]
+        for k, (array, store, rows, subs, norm, part, low) in enumerate(values["w"]):
             if store == 2:
                 wide = array
                 g.w[k].w = &wide[0]
             else:
                 codes = array
                 g.w[k].w = &codes[0]
-            g.w[k].store, g.w[k].rows, g.w[k].subs, g.norm[k], g.low[k] = store, rows, subs, norm, low
+            g.w[k].store, g.w[k].rows, g.w[k].subs, g.norm[k], g.part[k], g.low[k] = store, rows, subs, norm, part, low
 
     cdef integers(self, group *g, values):
         cdef const unsigned char[::1] codes

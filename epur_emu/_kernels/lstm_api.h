@@ -19,16 +19,17 @@ typedef struct {
 } matrix;
 
 /* Constants of `dot_chain`: 2^(24 - precision) of products (0: float32 itself), of the tree and of the accumulator
- * (1: float32 itself), 1.5 * least normal product, and least normal product. */
+ * (1: float32 itself), 1.5 * least normal product, and least normal product. Without subnormals: what takes products and the
+ * tree, and what then takes these to the accumulator, to where float32 has none (0 and 1: does not apply). */
 typedef struct {
-    float product, tree, acc, least, normal;
+    float product, tree, acc, least, normal, domain, join;
 } chain;
 
-/* Constants of `dot_general` and of the MU for one format: the unit of a result is 2^-places times the larger of
+/* Constants of `dot_general`, `dot_wide` and of the MU for one format: the unit of a result is 2^-places times the larger of
  * its power of two (`mask` all of the exponent's bits; 0: fixed point) and `least`. */
 typedef struct {
     uint32_t mask;
-    float least, half, magic; /* 2^-(places + 1); 1.5 * 2^(23 - places), 0: float32 itself */
+    float least, half, magic; /* 2^-(places + 1); 1.5 * 2^(23 - places), 0: float32 itself; float64: 1.5 * 2^(52 - places) */
     float max, normal;        /* results beyond max are left to the exact path; least normal value, 0: none */
     float flush;              /* results below become 0 */
     float one;                /* 2^-places */
@@ -42,7 +43,8 @@ typedef struct {
     int narrows;   /* whether a sum below the normal range may be inexact */
 } general;
 
-/* What `dot_general` looks out for: nothing, as no sum can leave its range; that; underflows too. */
+/* What `dot_general` looks out for: nothing, as no value can leave its range; whether the accumulator does; whether any place
+ * does, and underflows. */
 enum { NOTHING, RANGE, COUNTS };
 
 /* What the MU's fast form takes; tables are indexed by codes and hold results' codes, see `mu_narrow.h`. */
@@ -94,6 +96,9 @@ typedef struct {
     void dot_general##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,     \
                              const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,           \
                              const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                     \
+    void dot_wide##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,        \
+                          const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,              \
+                          const uint32_t *step_keys, ptrdiff_t first_sub, int counted, seen *);                        \
     void columns##suffix(columns *, const float *x, ptrdiff_t pitch, ptrdiff_t inputs, int normal, int least);         \
     int64_t underflows##suffix(const matrix *, const int32_t *order, ptrdiff_t count, const columns *);                \
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \

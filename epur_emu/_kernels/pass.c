@@ -92,12 +92,15 @@ static int same_operand(const operand *a, const operand *b) {
            a->block == b->block && a->max_exp == b->max_exp && memcmp(&a->format, &b->format, sizeof a->format) == 0;
 }
 
+/* The general path where no value can leave its range, and where only the accumulator can. */
+enum { SAFELY = BY_INTEGERS, RANGED = BY_WIDE + 1, WAYS };
+
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
 typedef struct {
     float *x, *line;
     int16_t *codes;
-    uint8_t *chain, *general, *exact, *safely;
+    uint8_t *take[WAYS];
     uint32_t *keys;
     ptrdiff_t *twin;
     float *copy, *anew;
@@ -124,10 +127,7 @@ static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
     r.twin = (ptrdiff_t *)at, at += count * sizeof *r.twin;
     r.keys = (uint32_t *)at, at += count * sizeof *r.keys;
     r.codes = (int16_t *)at, at += count * w * sizeof *r.codes;
-    r.chain = (uint8_t *)at, at += count;
-    r.general = (uint8_t *)at, at += count;
-    r.exact = (uint8_t *)at, at += count;
-    r.safely = (uint8_t *)at, at += count;
+    for (int way = 0; way < WAYS; way++) r.take[way] = (uint8_t *)at, at += count;
     r.integers = (void *)at, at += p->integers ? (uintptr_t)int_room((ptrdiff_t)w, nv) : 0;
     r.end = at;
     return r;
@@ -138,8 +138,6 @@ ptrdiff_t pass_room(const pass *p, ptrdiff_t nv) { return (ptrdiff_t)rooms(p, nv
 /* --- dot products --- */
 
 #define ROWS_BYTES (1 << 17) /* of weights that stay in the cache */
-
-enum { SAFELY = BY_INTEGERS }; /* the general path where no sum can leave its range */
 
 typedef struct {
     ptrdiff_t nv;
@@ -157,14 +155,15 @@ static void counted_chain(const pass *p, const group *q, int which, float *sums,
     const int normal = ilogb(q->chain.normal), least = normal - 23 + ilogb(q->chain.product);
     for (ptrdiff_t v = 0; v < nv; v++) {
         r->columns[v].list = r->column + v * inputs;
-        if (r->chain[v]) AT_LEVEL(p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, inputs, normal, least);
+        if (r->take[BY_CHAIN][v]) AT_LEVEL(p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, inputs, normal, least);
     }
     for (ptrdiff_t at = 0, rows; at < q->count; at += rows) {
         rows = fitting < 8 ? 8 : fitting;
         rows = q->count - at < rows ? q->count - at : rows;
-        AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order + at, rows, r->x, sums, (p->blocks * 4 + 1) * 16, r->chain, nv, NULL);
+        AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order + at, rows, r->x, sums, (p->blocks * 4 + 1) * 16, r->take[BY_CHAIN], nv,
+                                      NULL);
         for (ptrdiff_t v = 0; v < nv; v++)
-            if (r->chain[v])
+            if (r->take[BY_CHAIN][v])
                 k->n[PRODUCT].underflow += AT_LEVEL(p->level, underflows)(m, q->order + at, rows, r->columns + v);
     }
 }
@@ -177,6 +176,13 @@ static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_
         if (s == subs) return u;
     }
     return v;
+}
+
+/* Whether a vector with this least magnitude may go through the flushing chain: C x may be flushed only where all products with
+ * x are below half of the least normal value. */
+static int may_flush(const group *q, int which, float least) {
+    const chain *k = &q->chain;
+    return k->domain == 0.0f || 2 * q->norm[which] < k->product || (double)least * k->product * k->domain >= 0x1p-126;
 }
 
 /* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
@@ -219,18 +225,23 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             }
             held = o;
         }
-        int any[4] = {0, 0, 0, 0}, exact_products = 1;
+        int any[WAYS] = {0}, exact_products = 1;
+        uint8_t *chain = r->take[BY_CHAIN];
         for (ptrdiff_t v = 0; v < nv; v++) {
             float top, least;
             const int finite = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least);
             double *b = bound + v * p->groups + g;
-            *b = finite ? *b + q->norm[which] * top : INFINITY;
+            const int within = finite && q->part[which] * top <= q->tree_limit;
+            *b = within ? *b + q->norm[which] * top : INFINITY; /* the accumulator may be infinite afterwards */
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
-            const int path = q->path == BY_CHAIN && lanes && safe && top * q->chain.product < INFINITY ? BY_CHAIN
-                             : q->path <= BY_GENERAL && lanes     ? (safe && !p->counted ? SAFELY : BY_GENERAL)
-                                                                  : BY_EXACT;
-            r->chain[v] = path == BY_CHAIN, r->general[v] = path == BY_GENERAL, r->exact[v] = path == BY_EXACT;
-            r->safely[v] = path == SAFELY;
+            const int by_chain = q->path == BY_CHAIN && top * q->chain.product < INFINITY && may_flush(q, which, least);
+            const int path = by_chain && lanes && safe        ? BY_CHAIN
+                             : q->path == BY_WIDE && within   ? BY_WIDE
+                             : q->path > BY_GENERAL || !lanes ? BY_EXACT
+                             : p->counted || !within          ? BY_GENERAL
+                             : safe                           ? SAFELY
+                                                              : RANGED;
+            for (int way = 0; way < WAYS; way++) r->take[way][v] = path == way;
             exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
         }
@@ -240,27 +251,29 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             if (underflow && m->store == HALF && p->level >= 2 && q->chain.product > 0)
                 counted_chain(p, q, which, sums, k);
             else if (underflow || which || nv == 1)
-                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, underflow);
+                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, chain, nv, underflow);
             else { /* equal inputs, as words of a beam often are, are multiplied once */
                 for (ptrdiff_t v = 0; v < nv; v++) {
-                    r->twin[v] = r->chain[v] ? twin(r->x, m->subs, nv, r->chain, v) : v;
-                    r->chain[v] &= r->twin[v] == v;
+                    r->twin[v] = chain[v] ? twin(r->x, m->subs, nv, chain, v) : v;
+                    chain[v] &= r->twin[v] == v;
                 }
-                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->chain, nv, NULL);
+                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, chain, nv, NULL);
                 for (ptrdiff_t v = 0; v < nv; v++)
                     for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
                         memcpy(sums + v * sum_pitch + q->order[at] * 16, sums + r->twin[v] * sum_pitch + q->order[at] * 16,
                                16 * sizeof *sums);
             }
         }
-        if (any[BY_GENERAL])
-            AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->general, nv,
-                                            r->keys, first_sub, p->counted ? COUNTS : RANGE, k->n);
-        if (any[SAFELY])
-            AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->safely, nv,
-                                            r->keys, first_sub, NOTHING, k->n);
+        static const int watching[WAYS] = {[BY_GENERAL] = COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE};
+        for (int way = BY_GENERAL; way < WAYS; way++)
+            if (any[way] && way != BY_EXACT && way != BY_WIDE)
+                AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way],
+                                                nv, r->keys, first_sub, watching[way], k->n);
+        if (any[BY_WIDE])
+            AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[BY_WIDE], nv,
+                                         r->keys, first_sub, p->counted, k->n);
         if (any[BY_EXACT])
-            dot_general_scalar(m, &q->general, p->unit, q->order, q->real, r->x, sums, sum_pitch, r->exact, nv, r->keys,
+            dot_general_scalar(m, &q->general, p->unit, q->order, q->real, r->x, sums, sum_pitch, r->take[BY_EXACT], nv, r->keys,
                                first_sub, COUNTS, k->n);
     }
 }

@@ -16,7 +16,7 @@ typedef struct {
     int block, max_exp;  /* BLOCKED */
 } operand;
 
-enum { BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS };
+enum { BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE };
 
 enum { PARTIAL = PLACES, INPUT, COUNTED }; /* further places that are counted */
 
@@ -28,8 +28,8 @@ typedef struct {
     chain chain;
     general general;
     matrix w[2]; /* W_x, W_h */
-    double norm[2], low[2]; /* largest sum of a row's magnitudes; least magnitude but 0 */
-    double limit; /* BY_CHAIN: sums of magnitudes up to this can't overflow */
+    double norm[2], part[2], low[2]; /* largest sum of a row's, of a sub-vector's magnitudes; least magnitude but 0 */
+    double limit, tree_limit; /* sums of magnitudes up to these can't overflow: of a row, of a sub-vector */
     double least_product; /* least product that the lanes hold exactly */
     operand operand[2];  /* of x and h */
     int counts_input;    /* whether their rounding counts: once for each format */

@@ -17,6 +17,10 @@
  *   vf_random(a, b, n, one)  1 + R / 2^12 times the power of two `one`, R the 12 random bits of operation n
  *   vf_integers(p)    int32 to float32
  *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
+ *   vf_normal(v)      v, or 0 where it is subnormal, between `flushing`, whose result goes to `flushing_no_more`, and that
+ *   vd_..., ve_...    VD doubles and as many words of 32 bits: vd_load, vd_store from and to floats, vd_get, vd_put as they are;
+ *                     vd_flushed(r, least) r, or 0 if |r| is below (not-a-number stays); vd_of(e) of integers; ve_down(a) the upper 12 bits;
+ *                     vd_below(v, r, normal, whole) how many |v| != |r| are below normal where r's bits in `whole` are 0
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
@@ -88,6 +92,10 @@ static inline vf vf_xor(vf a, vf b) { return float_of(bits_of(a) ^ bits_of(b)); 
 static inline vf vf_topmost(vf a, vf b) { return bits_of(a) > bits_of(b) ? a : b; }
 static inline vf vf_pick(vm m, vf a, vf b) { return m ? a : b; }
 #define vm_any(m) (m)
+/* No matter what the processor can do. */
+static inline vf vf_normal(vf v) { return fabsf(v) < 0x1p-126f ? 0.0f : v; }
+#define flushing() 0
+#define flushing_no_more(before) ((void)(before))
 #define vf_eq(a, b) ((a) == (b))
 #define vf_ne(a, b) ((a) != (b))
 #define vf_lt(a, b) ((a) < (b))
@@ -151,6 +159,33 @@ static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
     const __m256i r = _mm256_and_si256(_mm256_srli_epi32(x, 9), _mm256_set1_epi32(0x7ff800));
     return vf_or(_mm256_castsi256_ps(r), vf_set(one));
 }
+typedef __m256d vd;
+typedef __m128i ve;
+#define VD 4
+#define vd_load(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
+#define vd_store(p, v) _mm_storeu_ps(p, _mm256_cvtpd_ps(v))
+#define vd_get(p) _mm256_loadu_pd(p)
+#define vd_put(p, v) _mm256_storeu_pd(p, v)
+#define vd_set(s) _mm256_set1_pd(s)
+#define vd_add(a, b) _mm256_add_pd(a, b)
+#define vd_mul(a, b) _mm256_mul_pd(a, b)
+#define vd_fma(a, b, c) _mm256_fmadd_pd(a, b, c)
+#define vd_fnma(a, b, c) _mm256_fnmadd_pd(a, b, c)
+#define vd_max(a, b) _mm256_max_pd(a, b)
+#define vd_and(a, b) _mm256_and_pd(a, b)
+#define vd_or(a, b) _mm256_or_pd(a, b)
+#define vd_abs(a) _mm256_andnot_pd(_mm256_set1_pd(-0.0), a)
+#define vd_flushed(r, least) _mm256_and_pd(r, _mm256_cmp_pd(vd_abs(r), least, _CMP_NLT_UQ))
+#define vd_of(e) _mm256_cvtepi32_pd(e)
+static inline int vd_below(vd v, vd r, vd normal, vd whole) {
+    const vd inexact = _mm256_cmp_pd(v, r, _CMP_NEQ_UQ), small = _mm256_cmp_pd(vd_abs(v), normal, _CMP_LT_OQ);
+    const vd gone = _mm256_cmp_pd(vd_and(r, whole), _mm256_setzero_pd(), _CMP_EQ_OQ);
+    return __builtin_popcount((unsigned)_mm256_movemask_pd(vd_and(vd_and(inexact, small), gone)));
+}
+#define ve_load(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
+#define ve_store(p, e) _mm_storeu_si128((__m128i *)(void *)(p), e)
+#define ve_add(a, b) _mm_add_epi32(a, b)
+#define ve_down(a) _mm_srli_epi32(a, 20)
 #define vf_eq(a, b) _mm256_cmp_ps(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm256_cmp_ps(a, b, _CMP_NEQ_UQ)
 #define vf_lt(a, b) _mm256_cmp_ps(a, b, _CMP_LT_OQ)
@@ -232,6 +267,34 @@ static inline vf vf_odd(vf a, vf b) {
     const vf above = _mm512_add_round_ps(a, b, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
     return _mm512_mask_blend_ps(_mm512_test_epi32_mask(vk_of(below), _mm512_set1_epi32(1)), above, below);
 }
+typedef __m512d vd;
+typedef __m256i ve;
+#define VD 8
+#define vd_load(p) _mm512_cvtps_pd(_mm256_loadu_ps(p))
+#define vd_store(p, v) _mm256_storeu_ps(p, _mm512_cvtpd_ps(v))
+#define vd_get(p) _mm512_loadu_pd(p)
+#define vd_put(p, v) _mm512_storeu_pd(p, v)
+#define vd_set(s) _mm512_set1_pd(s)
+#define vd_add(a, b) _mm512_add_pd(a, b)
+#define vd_mul(a, b) _mm512_mul_pd(a, b)
+#define vd_fma(a, b, c) _mm512_fmadd_pd(a, b, c)
+#define vd_fnma(a, b, c) _mm512_fnmadd_pd(a, b, c)
+#define vd_max(a, b) _mm512_max_pd(a, b)
+#define vd_and(a, b) _mm512_and_pd(a, b)
+#define vd_or(a, b) _mm512_or_pd(a, b)
+#define vd_abs(a) _mm512_abs_pd(a)
+#define vd_flushed(r, least) _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(vd_abs(r), least, _CMP_NLT_UQ), r)
+#define vd_of(e) _mm512_cvtepi32_pd(e)
+static inline int vd_below(vd v, vd r, vd normal, vd whole) {
+    const __mmask8 inexact = _mm512_cmp_pd_mask(v, r, _CMP_NEQ_UQ);
+    const __mmask8 small = _mm512_mask_cmp_pd_mask(inexact, vd_abs(v), normal, _CMP_LT_OQ);
+    const __mmask8 gone = _mm512_mask_cmp_pd_mask(small, vd_and(r, whole), _mm512_setzero_pd(), _CMP_EQ_OQ);
+    return __builtin_popcount((unsigned)gone);
+}
+#define ve_load(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define ve_store(p, e) _mm256_storeu_si256((__m256i *)(void *)(p), e)
+#define ve_add(a, b) _mm256_add_epi32(a, b)
+#define ve_down(a) _mm256_srli_epi32(a, 20)
 #define vf_eq(a, b) _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
 #define vf_lt(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
@@ -242,6 +305,17 @@ typedef int64_t vc;
 #define vc_add(n, m) ((n) + __builtin_popcount((unsigned)(m)))
 #define vc_sum(n) (n)
 
+#endif
+
+#if !defined(LEVEL_SCALAR)
+/* The processor flushes results that are subnormal once rounded; it does not touch operands. */
+#define vf_normal(v) (v)
+static inline unsigned flushing(void) {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | _MM_FLUSH_ZERO_ON);
+    return before;
+}
+#define flushing_no_more(before) _mm_setcsr(before)
 #endif
 
 #if !defined(HAS_ODD)
