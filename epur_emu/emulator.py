@@ -125,7 +125,6 @@ class Engine:
     keep: bool = True
 
     def __post_init__(self) -> None:
-        self._number = {p.name: n for n, p in enumerate(self.network.passes)}
         self._weight_counts: dict[str, Counts] = {}
         self._seen = {
             p.name: np.zeros((len(COUNTED), len(EVENTS)), np.int64) for p in self.network.passes
@@ -156,16 +155,17 @@ class Engine:
     def stats(self) -> dict[str, LayerStats]:
         """What was counted so far, by the pass's name."""
         out = {}
-        for name, seen in self._seen.items():
+        for p in self.network.passes:
+            seen = self._seen[p.name]
             places = {
                 place: dict(zip(EVENTS, map(int, row), strict=True))
                 for place, row in zip(COUNTED, seen, strict=True)
             }
             if self.arithmetic.bit_exact:
-                if name not in self._weight_counts:
-                    self._packed_pass(name)
-                places["weight"] = {e: getattr(self._weight_counts[name], e) for e in EVENTS}
-            out[name] = LayerStats(name, places)
+                if p.name not in self._weight_counts:
+                    self._packed_pass(p)
+                places["weight"] = {e: getattr(self._weight_counts[p.name], e) for e in EVENTS}
+            out[p.name] = LayerStats(p.name, places)
         return out
 
     @property
@@ -285,7 +285,7 @@ class Engine:
                 self.observer.see(p.name, x, out, reference.forward(x))
             return out
         seen = np.zeros((len(COUNTED), len(EVENTS)), np.int64)
-        out, _ = self._packed_pass(p.name).sequence(x, h, c, self.order == "epur-mwl", seen, threads)
+        out, _ = self._packed_pass(p).sequence(x, h, c, self.order == "epur-mwl", seen, threads)
         with self._lock:
             self._seen[p.name] += seen
         return out
@@ -334,15 +334,14 @@ class Engine:
     def _packed(self) -> dict[str, PackedPass]:
         return {p.name: self._pack(p) for p in self.network.passes}
 
-    def _packed_pass(self, name: str) -> PackedPass:
-        if self.keep:
-            return self._packed[name]
-        return self._pack(self.network.passes[self._number[name]])
+    def _packed_pass(self, p: LstmLayer) -> PackedPass:
+        return self._packed[p.name] if self.keep else self._pack(p)
 
     def _pack(self, p: LstmLayer) -> PackedPass:
         fed = not self.network.host_between and p not in self.network.layers[0]
+        number = self.network.passes.index(p)
         packed = PackedPass.of(
-            p, self.arithmetic, self.alpha or {}, self._number[p.name], self._level, self.count, fed
+            p, self.arithmetic, self.alpha or {}, number, self._level, self.count, fed
         )
         self._weight_counts[p.name] = packed.weight_counts
         return packed

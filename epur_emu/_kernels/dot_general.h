@@ -222,6 +222,12 @@ INLINE void lock_keys(uint32_t *a, uint32_t *b, uint32_t step_key, const int32_t
         block_keys(a + i * 16, b + i * 16, step_key, (uint32_t)order[i] / 4, (uint32_t)order[i] % 4);
 }
 
+/* The same with each neuron's random word of operation 32 * sub. */
+INLINE void lock_words(uint32_t *key, uint32_t *word, uint32_t step_key, const int32_t *order, ptrdiff_t sub) {
+    lock_keys(key, word, step_key, order);
+    for (int l = 0; l < LANES; l++) word[l] += key[l] * 32 * (uint32_t)sub;
+}
+
 /* Whether a place may have left its range. Where the processor cuts, it also cuts at its own largest value. */
 static inline int beyond(const watch *w, const lanes *f, int mode) {
     float top[VW];

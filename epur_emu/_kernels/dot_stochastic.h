@@ -129,11 +129,8 @@ INLINE void drawn_call(const general_call *c, const int flushes) {
             const ptrdiff_t used = taken_of(c->take, first, c->nv, place);
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
-                lock_keys(key + u * LANES, word + u * LANES, c->step_keys[first + place[u]], order);
-                for (ptrdiff_t l = u * LANES; l < (u + 1) * LANES; l++) {
-                    word[l] += key[l] * 32 * (uint32_t)c->first_sub;
-                    top[l] = 0.0f;
-                }
+                lock_words(key + u * LANES, word + u * LANES, c->step_keys[first + place[u]], order, c->first_sub);
+                for (ptrdiff_t l = u * LANES; l < (u + 1) * LANES; l++) top[l] = 0.0f;
             }
             if (used == 1 && c->m->store == HALF)
                 drawn_rows(c, order, x, place, used, sums, top, key, word, HALF, &k, flushes);

@@ -78,7 +78,7 @@ INLINE void wide_rows(const general_call *c, const int mode, const int fixed, co
     float wide[16 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
     double top[TILE * LANES] ALIGNED;
     int64_t below[TILE][3];
-    uint32_t key[TILE * LANES] ALIGNED, second[LANES] ALIGNED, word[TILE * LANES] ALIGNED;
+    uint32_t key[TILE * LANES] ALIGNED, word[TILE * LANES] ALIGNED;
     wide_place f[3];
     for (int p = 0; p < 3; p++) f[p] = wide_of(&c->g->place[p], mode);
     const float most = c->g->place[ACCUMULATOR].max;
@@ -91,12 +91,10 @@ INLINE void wide_rows(const general_call *c, const int mode, const int fixed, co
             if (!used) continue;
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
-                if (mode == STOCHASTIC) lock_keys(key + u * LANES, second, c->step_keys[first + place[u]], order);
+                if (mode == STOCHASTIC)
+                    lock_words(key + u * LANES, word + u * LANES, c->step_keys[first + place[u]], order, c->first_sub);
                 for (int p = 0; p < 3; p++) below[u][p] = 0;
-                for (ptrdiff_t l = 0; l < LANES; l++) {
-                    top[u * LANES + l] = 0.0;
-                    if (mode == STOCHASTIC) word[u * LANES + l] = key[u * LANES + l] * 32 * (uint32_t)c->first_sub + second[l];
-                }
+                for (ptrdiff_t l = u * LANES; l < (u + 1) * LANES; l++) top[l] = 0.0;
             }
             for (ptrdiff_t s = 0; s < c->m->subs; s++) {
                 widen(wide, c->m, order, s);

@@ -15,10 +15,8 @@ from epur_emu.accelerator import Accelerator, presets
 from epur_emu.arithmetic import ARITHMETICS
 from epur_emu.dataflow import DATAFLOWS, dataflow_of
 from epur_emu.errors import EpurError
+from epur_emu.trace.files import check_replaceable
 from epur_emu.units import si as si
-
-# Names there are links to what may be a plain file.
-DEVICES = ("/dev", "/dev/fd")
 
 as_json = click.option(
     "--json", "json_", is_flag=True, help="Print one JSON object and nothing else."
@@ -67,15 +65,12 @@ def check_output(output: str | None, *read: str) -> None:
         return
     if any(os.path.realpath(output) == os.path.realpath(path) for path in read):
         raise EpurError(output, "", "is read or written already", "write to another file")
-    if not os.path.exists(output):
-        if not os.path.isdir(folder := os.path.dirname(os.path.abspath(output))):
-            raise EpurError(
-                output, "", f"can't be written (No such file or directory: {folder})",
-                "make the folder, or choose another place",
-            )  # fmt: skip
-        return
-    if not os.path.isfile(output) or os.path.dirname(os.path.abspath(output)) in DEVICES:
-        raise EpurError(output, "", "is there and is no plain file", "give a file's path")
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(output))):
+        raise EpurError(
+            output, "", f"can't be written (No such file or directory: {folder})",
+            "make the folder, or choose another place",
+        )  # fmt: skip
+    check_replaceable(output)
 
 
 def check_plot(path: str | None, *read: str) -> None:

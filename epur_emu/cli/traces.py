@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
@@ -76,12 +75,8 @@ output_option = click.option(
 
 
 def _chosen(opened: Trace, patterns: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Components that patterns fit, and names that fit none, which are refused later; None for all."""
-    names = [component.name for component in opened.components]
-    found: dict[str, None] = {}
-    for pattern in (part.strip() for each in patterns for part in each.split(",")):
-        found |= dict.fromkeys([n for n in names if fnmatchcase(n, pattern)] or [pattern])
-    return tuple(found) or None
+    """Components that patterns fit; None for all."""
+    return opened.fitting(",".join(patterns)) if patterns else None
 
 
 @trace.command(epilog="Example: epur trace expand run.h5 --component dram --start 1000 --stop 2000")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar, overload
 
 from tqdm import tqdm
@@ -103,12 +102,9 @@ def replay(
 
 def _source(trace: Trace, component: str) -> Source:
     names = [c.name for c in trace.components]
-    chosen: set[int] = set()
-    for pattern in component.split(","):
-        found = {place for place, name in enumerate(names) if fnmatchcase(name, pattern.strip())}
-        if not found:
-            raise TraceError(
-                "replay", "component", f"is {pattern!r}", f"use one of {', '.join(names)}"
-            )
-        chosen |= found
-    return Source(trace.components, tuple(sorted(chosen)), trace.cycles, trace.meta)
+    chosen = trace.fitting(component)
+    for name in chosen:
+        if name not in names:
+            raise TraceError("replay", "component", f"is {name!r}", f"use one of {', '.join(names)}")
+    places = sorted(map(names.index, chosen))
+    return Source(trace.components, tuple(places), trace.cycles, trace.meta)

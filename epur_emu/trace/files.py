@@ -11,10 +11,14 @@ from typing import IO
 
 from epur_emu.errors import TraceError
 
+# Names there are links to what may be a plain file.
+DEVICES = ("/dev", "/dev/fd")
+
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Raise `TraceError` if what stands at `path` is no plain file."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    """Raise `TraceError` if what stands at `path` is no plain file, or is a device's name."""
+    device = os.path.dirname(os.path.abspath(path)) in DEVICES
+    if os.path.exists(path) and (device or not os.path.isfile(path)):
         raise TraceError(path, "", "cannot be written (it is no plain file)", "choose another place")
 
 

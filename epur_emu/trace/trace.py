@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 from epur_emu.errors import TraceError
@@ -108,6 +109,17 @@ class Trace:
                 f"use one of {', '.join(self._place)}",
             )  # fmt: skip
         return {self._place[name] for name in wanted}
+
+    def fitting(self, patterns: str) -> tuple[str, ...]:
+        """Names of components that patterns (``cu.*.weights``), joined by commas, fit.
+
+        A pattern that fits none stands for itself: a component that there is not.
+        """
+        found: dict[str, None] = {}
+        for pattern in map(str.strip, patterns.split(",")):
+            names = [name for name in self._place if fnmatchcase(name, pattern)]
+            found |= dict.fromkeys(names or [pattern])
+        return tuple(found)
 
     def _held(self) -> Events:
         """The events, those added last included."""
