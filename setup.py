@@ -38,7 +38,7 @@ def kernel(name: str, sources: list[str], *headers: str) -> Extension:
 extensions = [
     kernel(
         "lstm",
-        [*levels("lstm"), *levels("lstm_int"), "lstm_int_vnni.c", "pass.c", "exact.c"],
+        [*levels("lstm"), *levels("lstm_int"), "lstm_int_vnni.c", "dot_pairs.c", "pass.c", "exact.c"],
         "cpu.h",
         "simd.h",
         "simd_int.h",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ PART = 2**16
 
 #: Largest code of weights and inputs that the kernel multiplies as bytes.
 NARROW = 127
+
+#: Bytes of a line of the processor's caches, and of its longest vectors.
+CACHE_LINE = 64
 
 
 def round_scale(values: npt.ArrayLike) -> F64:
@@ -169,7 +173,7 @@ def input_codes(
         Largest magnitude, taken as float32.
     counts : Counts, optional
         Added to.
-    level : {"scalar", "avx2", "avx512", "avx512vnni"}, optional
+    level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"}, optional
         All give the same codes.
 
     Returns
@@ -196,6 +200,14 @@ def input_codes(
 def multipliers(scale: F64, format: LinearFormat) -> F64:
     """What one unit of the integer sums is worth: ``s / L`` of the input's format, to 21 bits."""
     return round_scale(scale / format.max)
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array of zeros that begins with a cache line: a vector of the kernels then never lies in two."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + CACHE_LINE, np.uint8)
+    start = -room.ctypes.data % CACHE_LINE
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -258,7 +270,7 @@ class IntegerMatrix:
         blocks, padded = -(-cells // LANES), -(-inputs // SUB_VECTOR) * SUB_VECTOR
         narrow = max(weight.max, input.max) <= NARROW
         group, kind = (4, np.int8) if narrow else (2, np.int16)
-        packed = np.zeros((blocks, padded // group, GATES, LANES, group), kind)
+        packed = aligned_zeros((blocks, padded // group, GATES, LANES, group), kind)
         firsts = range(0, padded, kernels.BLOCK)
         energy = np.zeros((len(firsts), blocks))
         for gate, start, codes in parts:
@@ -306,7 +318,7 @@ class IntegerMatrix:
         accumulators : FixedFormat, or one for each gate
             Signed, without fraction bits: the width, and what a sum out of range does. Under ``raise`` it
             saturates here, and the caller raises.
-        level : {"scalar", "avx2", "avx512", "avx512vnni"}, optional
+        level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"}, optional
             All give the same sums.
         back : bool, default False
             Take the last block of neurons first: the same sums, too.

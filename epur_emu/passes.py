@@ -27,6 +27,7 @@ from epur_emu.activations import pwl_table
 from epur_emu.arithmetic import GATES, Arithmetic
 from epur_emu.errors import NetworkError
 from epur_emu.formats import (
+    BF16,
     FP32,
     MODES,
     BlockFormat,
@@ -36,7 +37,14 @@ from epur_emu.formats import (
     LinearFormat,
     unraising,
 )
-from epur_emu.integers import PART, IntegerMatrix, multipliers, scales, weight_codes
+from epur_emu.integers import (
+    PART,
+    IntegerMatrix,
+    aligned_zeros,
+    multipliers,
+    scales,
+    weight_codes,
+)
 from epur_emu.network import LstmLayer
 from epur_emu.rounding import Counts, mix, quantise, round_to
 
@@ -61,9 +69,9 @@ COUNTED = (
 #: Columns of the counts.
 EVENTS = ("overflow", "underflow", "saturation")
 
-BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE = range(5)
-PATHS = ("chain", "general", "exact", "integers", "wide")
-HALF, TOP, WIDE = range(3)
+BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE, BY_PAIRS = range(6)
+PATHS = ("chain", "general", "exact", "integers", "wide", "pairs")
+HALF, TOP, WIDE, PAIRED = range(4)
 AS_IT_IS, ROUNDED, CODED, BLOCKED = range(4)
 _TO_INFINITY, _TO_NAN, _SATURATE, _WRAP, _RAISE = range(5)
 _FIXED = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}
@@ -201,8 +209,9 @@ class _Matrix:
     @classmethod
     def of(cls, cells: int, inputs: int, store: int) -> _Matrix:
         blocks, subs = -(-cells // LANES), -(-inputs // LANES)
-        dtype = (np.float16, np.uint16, np.float32)[store]
-        return cls(cells, inputs, store, np.zeros((blocks * 4 + 1, subs * LANES, LANES), dtype))
+        dtype = (np.float16, np.uint16, np.float32, np.uint16)[store]
+        shape = (blocks * 4 + 1, subs * LANES, LANES)
+        return cls(cells, inputs, store, aligned_zeros(shape, dtype))
 
     def add(self, gate: int, start: int, values: F32) -> bool:
         """Take in a gate's rows from `start`, a multiple of 16, unless the store can't hold them."""
@@ -211,7 +220,7 @@ class _Matrix:
             finite = bool(np.isfinite(values).all())
             if self.store == HALF and not (finite and _same(values.astype(np.float16), values)):
                 return False
-            if self.store == TOP and not (finite and not (bits & 0xFFFF).any()):
+            if self.store in (TOP, PAIRED) and not (finite and not (bits & 0xFFFF).any()):
                 return False
             sizes = np.abs(values)
             parts = np.add.reduceat(sizes, np.arange(0, self.inputs, LANES), -1, np.float64)
@@ -221,13 +230,13 @@ class _Matrix:
             )
             self.low = min(self.low, float(sizes.min(where=sizes > 0, initial=np.inf)))
         for first in range(0, len(values), LANES):
-            part = (
-                values[first : first + LANES]
-                if self.store != TOP
-                else bits[first : first + LANES] >> 16
-            )
-            row = (start + first) // LANES * 4 + gate
-            self.codes[row, : self.inputs, : len(part)] = part.T
+            rows = slice(first, first + LANES)
+            part = bits[rows] >> 16 if self.store in (TOP, PAIRED) else values[rows]
+            row = self.codes[(start + first) // LANES * 4 + gate]
+            row[: self.inputs, : len(part)] = part.T
+            if self.store == PAIRED:
+                pairs = row.view(np.uint32).reshape(-1, LANES, LANES // 2)
+                pairs[:] = pairs.swapaxes(1, 2).reshape(pairs.shape)
         return True
 
     @property
@@ -244,11 +253,11 @@ def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
 
 
 def _packed(
-    matrix: npt.NDArray[Any], members: Sequence[int], a: Arithmetic, counts: Counts
-) -> tuple[Any, ...]:
-    """The gates `members` of a matrix (4, H, I) in the narrowest store that holds them; others are 0."""
+    matrix: npt.NDArray[Any], members: Sequence[int], a: Arithmetic, stores: Sequence[int], counts: Counts
+) -> tuple[Any, ...]:  # fmt: skip
+    """The gates `members` of a matrix (4, H, I) in the first of `stores` that holds them; others are 0."""
     _, cells, inputs = matrix.shape
-    for store in (HALF, TOP, WIDE):
+    for store in stores:
         packed, seen = _Matrix.of(cells, inputs, store), Counts()
         if all(
             packed.add(n, part.start, _weights(matrix[n, part], a, top, seen))
@@ -503,7 +512,7 @@ class PackedPass:
         groups = []
         for key in distinct:
             members = [n for n, a in enumerate(gates) if _dpu(a) == key]
-            group = _group(layer, gates, members, ranges, blocks, counted, counts)
+            group = _group(layer, gates, members, ranges, blocks, counted, level, counts)
             form = gates[members[0]].input
             group["counts_input"] = form not in [gates[k].input for k in range(members[0])]
             groups.append(group)
@@ -728,7 +737,7 @@ def _partial_alpha(name: str, alpha: Mapping[str, float]) -> float:
 
 def _group(
     layer: LstmLayer, gates: Sequence[Arithmetic], members: Sequence[int], ranges: tuple[float, float],
-    blocks: int, counted: bool, counts: Counts,
+    blocks: int, counted: bool, level: int, counts: Counts,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of ``group`` of `pass.h` for the gates `members`, which share their DPU's arithmetic."""
     a = gates[members[0]]
@@ -737,7 +746,6 @@ def _group(
     group: dict[str, Any] = {"order": order, "real": len(rows)}
     if a.integer:
         return group | _integer_group(layer, a, members, ranges, counts)
-    packed = [_packed(matrix, members, a, counts) for matrix in (layer.w_x, layer.w_h)]
     places = (a.product, a.tree, a.accumulator)
     lanes = [_lanes(f) for f in places]
     steps = [_within(a.product, a.tree), _within(a.tree, a.tree), _within(a.tree, a.accumulator),
@@ -763,6 +771,10 @@ def _group(
         fine = 2.0**53 * _unit(a.product)
         if not counted or max(float(getattr(f, "min_normal", 0)) for f in places) <= fine:
             path, lanes = BY_WIDE, wide
+    if path == BY_CHAIN and _pairs(a, operands, level):
+        path = BY_PAIRS
+    stores = (PAIRED, WIDE) if path == BY_PAIRS else (HALF, TOP, WIDE)
+    packed = [_packed(matrix, members, a, stores, counts) for matrix in (layer.w_x, layer.w_h)]
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
     # Near zero a rounding adds up to a unit, however small the value.
@@ -818,6 +830,16 @@ def _domains(a: Arithmetic, lowest: float) -> tuple[float, float] | None:
         return None
     domain = least / flush[0]
     return domain, (least / flush[2] if flush[2] else 1.0) / domain
+
+
+def _pairs(a: Arithmetic, operands: Sequence[Format], level: int) -> bool:
+    """Whether `dot_pairs` is there for a chain: products and tree are rounded as bf16 is."""
+    like = [(f.exponent_bits, f.mantissa_bits) for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
+    narrow = max(map(_precision, operands)) <= BF16.precision
+    return (
+        levels()[level] == "avx512bf16" and narrow
+        and like == [(BF16.exponent_bits, BF16.mantissa_bits)] * 2
+    )  # fmt: skip
 
 
 def _multiplicand(f: Format, product: Plain) -> Format:

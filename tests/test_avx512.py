@@ -1,4 +1,4 @@
-"""The AVX-512 levels where the CPU has none: the same source, its intrinsics in plain C by SIMDe."""
+"""The AVX-512 levels as a CPU without them runs them: the same source, its intrinsics in plain C by SIMDe."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FLAGS = [
     "-w", "-shared",
 ]  # fmt: skip
 
-#: The levels that the processor may lack.
-WIDE = ("avx512", "avx512vnni")
+#: The levels that a processor may lack.
+WIDE = ("avx512", "avx512vnni", "avx512bf16")
 
 pytestmark = [
-    pytest.mark.skipif("avx512vnni" in levels(), reason="the CPU has both: tested as they are"),
+    pytest.mark.skipif(WIDE[-1] in levels(), reason="the CPU has all: tested as they are"),
     pytest.mark.skipif("avx2" not in levels(), reason="needs AVX2, FMA and F16C underneath"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc"),
     pytest.mark.skipif(
@@ -49,11 +49,16 @@ def portable(tmp_path_factory):
         text = source.read_text(encoding="utf-8")
         # Without the target the compiler can't use the instructions behind the program's back.
         (folder / source.name).write_text(text.replace("#pragma GCC target", "#pragma message"))
-    (folder / "cpu.h").write_text("static inline int epur_best(void) { return 3; }\n")
+    names = ", ".join(f'"{name}"' for name in ("scalar", "avx2", *WIDE))
+    (folder / "cpu.h").write_text(
+        "#define EPUR_BF16 1\n"
+        f"static const char *const epur_levels[] = {{{names}}};\n"
+        "static inline int epur_best(void) { return 4; }\n"
+    )
     build.cythonize(str(folder / "lstm.pyx"), quiet=True)
     files = [
         f"lstm{kind}_{level}.c" for kind in ("", "_int") for level in ("scalar", "avx2", "avx512")
-    ] + ["lstm_int_vnni.c"]
+    ] + ["lstm_int_vnni.c", "dot_pairs.c"]
     library = folder / f"lstm{sysconfig.get_config_var('EXT_SUFFIX')}"
     built = subprocess.run(
         ["gcc", *FLAGS, f"-I{HERE / 'portable'}", f"-I{folder}",
@@ -83,7 +88,8 @@ def test_equals_the_oracle(case, a, order):
 def test_fast_paths(a, path):
     case = test_emulator.usual(11)
     for level in WIDE:
-        assert test_emulator.engine(case.layer, a, level=level)._packed["pass"].paths == (path,)
+        taken = test_emulator.engine(case.layer, a, level=level)._packed["pass"].paths
+        assert taken == (test_emulator.path_at(path, level),)
     for order in test_emulator.ORDERS:
         test_emulator.check(case, a, order, WIDE)
 

@@ -192,7 +192,7 @@ def test_what_raised_is_named():
 
 #: Arithmetics whose fast paths must be taken, and which one.
 FORMS = {
-    "epur-fp16": "chain", "epur-bf16": "chain", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
+    "epur-fp16": "chain", "epur-bf16": "pairs", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
     "epur-e4m3fn-sat": "chain", "epur-e5m7": "chain", "epur-fp16-nosub": "general",
     "epur-e8m21": "general", "epur-q5.12": "general", "epur-q3.6-wrap": "general",
     "epur-e8m22": "wide", "epur-uq5.9": "exact", "epur-int8": "integers",
@@ -207,12 +207,19 @@ def mixed(**places):
     return replace(KEPT, name="mixed", **values)
 
 
+def path_at(path, level):
+    """The path of a level: only the last one has the instructions of `pairs`."""
+    return "chain" if path == "pairs" and level != "avx512bf16" else path
+
+
 #: Formats that narrow along the chain, widen, or have operands of their own kind.
 MIXED = (
     (mixed(product="fp32"), "general"),
     (mixed(weight="e4m3fn", product="e5m7", accumulator="fp32"), "chain"),
     (mixed(product="fp32", tree="bf16", accumulator="q6.9"), "general"),
     (mixed(weight="int8-row", product="bf16", tree="bf16", accumulator="fp32"), "chain"),
+    (mixed(weight="int8-row", input="e4m3", product="bf16", tree="bf16", accumulator="e8m9"), "pairs"),
+    (mixed(weight="bf16", input="mxfp6/16", product="bf16", tree="bf16", accumulator="fp32"), "pairs"),
     (mixed(input="mxfp8/16", mu="bf16", cell="bf16", output="bf16"), "chain"),
     (mixed(tree="e5m9", accumulator="e5m8", mu="e5m8", cell="e5m8", output="int12"), "general"),
     (mixed(product="e8m19", tree="fp32", accumulator="fp32"), "general"),
@@ -258,7 +265,7 @@ def label(value):
 def test_fast_paths_at_usual_magnitudes(a, path):
     for order in ORDERS:
         case = usual(3, peepholes=order == "epur", reverse=order == "epur")
-        assert engine(case.layer, a, order)._packed["pass"].paths == (path,)
+        assert engine(case.layer, a, order)._packed["pass"].paths == (path_at(path, levels()[-1]),)
         check(case, a, order)
 
 
@@ -290,6 +297,25 @@ def test_near_the_least_value(a, path):
     case = usual(5, cells=3, inputs=33, scale=root, x_scale=least / root * 2)
     for order in ORDERS:
         check(case, a, order, levels()[-1:])
+
+
+@pytest.mark.parametrize("weight", [2.0**-126, 2.0**-128, 2.0**-62, 1.0, 2.0**10])
+@pytest.mark.parametrize("a", [a for a, path in FAST if path == "pairs"], ids=label)
+def test_pairs_with_subnormals(a, weight):
+    """Operands, products and sums on both sides of the least normal value, step by step."""
+    rng = np.random.default_rng(12)
+    cells, inputs = 19, 37
+    exponents = np.array([-139, -128, -126, -122, -119, -118, -117, -112, -60, 0])
+    x = rng.choice([-1.0, 1.0, 1.25], (len(exponents), inputs)) * 2.0 ** exponents[:, None]
+    with np.errstate(over="ignore"):
+        x = np.minimum(x / weight, 2.0**100).astype(np.float32)
+    signs = rng.choice([-1.0, 1.0, 1.0078125], (4, cells, inputs)) * weight
+    layer = LstmLayer(
+        "pass", signs.astype(np.float32), np.zeros((4, cells, cells), np.float32),
+        np.zeros((4, cells), np.float32),
+    )  # fmt: skip
+    for order in ORDERS:
+        check(Case(layer, x, None), a, order, levels()[-1:])
 
 
 def end_to_end(a, w, x, bias):
@@ -357,8 +383,9 @@ def test_the_chain_without_subnormals(a, flushes, scale):
     elif a.product.min_normal > 2.0**-10:
         scale = scale**0.5
     case = usual(11, inputs=40, scale=scale, x_scale=2 * scale)
-    paths = [engine(case.layer, a, count=count)._packed["pass"].paths for count in (False, True)]
-    assert paths == [("chain",) if flushes else ("general",), ("general",)]
+    paths = [engine(case.layer, a, count=count)._packed["pass"].paths[0] for count in (False, True)]
+    fast = path_at("pairs" if a.name == "epur-bf16-nosub" else "chain", levels()[-1])
+    assert paths == [fast if flushes else "general", "general"]
     for order in ORDERS:
         check(case, a, order)
 

@@ -1,6 +1,14 @@
-/* The best CPU level of this machine: 0 scalar, 1 AVX2 with F16C and FMA, 2 AVX-512, 3 that with VNNI. */
+/* The best CPU level of this machine, and what the levels are called. */
 #ifndef EPUR_CPU_H
 #define EPUR_CPU_H
+
+/* Whether the compiler knows the last level. */
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 10)
+#define EPUR_BF16 1
+#endif
+
+/* AVX2 with F16C and FMA; AVX-512; that with VNNI; that with BF16. */
+static const char *const epur_levels[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"};
 
 static inline int epur_best(void) {
 #if defined(__x86_64__)
@@ -9,7 +17,11 @@ static inline int epur_best(void) {
     if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")))
         return 1;
-    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+    if (!__builtin_cpu_supports("avx512vnni")) return 2;
+#if defined(EPUR_BF16)
+    if (__builtin_cpu_supports("avx512bf16")) return 4;
+#endif
+    return 3;
 #else
     return 0;
 #endif

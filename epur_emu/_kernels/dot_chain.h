@@ -69,8 +69,26 @@ INLINE void load_top(vf *w, const codes *at, ptrdiff_t from, int j) {
 }
 INLINE void load_wide(vf *w, const float *at, ptrdiff_t from, int j) { fetch(w, at + from + j * LANES); }
 
+#if VW == 16
+/* One sub-vector of PAIRED codes, input by input. */
+INLINE void unpaired(uint16_t *to, const uint16_t *from) {
+    for (int j = 0; j < 16; j++)
+        for (int pair = 0; pair < 8; pair++) memcpy(to + j * 16 + pair * 2, from + pair * 32 + j * 2, 4);
+}
+#endif
+
 /* One sub-vector of the rows in `order`, from input 16 s, as float32. */
 INLINE void widen(float *wide, const matrix *m, const int32_t *order, ptrdiff_t s) {
+#if VW == 16
+    if (m->store == PAIRED) {
+        uint16_t top[256];
+        EACH {
+            unpaired(top, (const uint16_t *)m->w + (order[i] * m->subs + s) * 256);
+            for (int j = 0; j < 16; j++) vf_store(wide + j * LANES + i * VW, vf_top(top + j * 16));
+        }
+        return;
+    }
+#endif
     if (m->store == WIDE) {
         EACH {
             const float *from = (const float *)m->w + (order[i / VN] * m->subs + s) * 256 + i % VN * VW;
@@ -226,7 +244,7 @@ INLINE void chain_rows(
                 EACH half[0][i] = half[1][i] = vf_set(0.0f);
                 const ptrdiff_t next = nv * 16;
                 const float *xs = x + first * 16;
-                if (used == 1 && m->store != WIDE) {
+                if (used == 1 && (m->store == HALF || m->store == TOP)) {
                     xs += place[0] * 16;
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         const inputs in = {xs, scaled};

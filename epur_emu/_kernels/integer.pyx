@@ -15,7 +15,7 @@ cdef extern from * nogil:
     #include "lstm_int_api.h"
     #if defined(__x86_64__)
     #define EPUR_INT(level, name, ...) \\
-        ((level) == 3 ? name##_vnni(__VA_ARGS__) \\
+        ((level) >= 3 ? name##_vnni(__VA_ARGS__) \\
          : (level) == 2 ? name##_avx512(__VA_ARGS__) \\
          : (level) == 1 ? name##_avx2(__VA_ARGS__) : name##_scalar(__VA_ARGS__))
     #else
@@ -25,6 +25,7 @@ cdef extern from * nogil:
     #define epur_input_codes(level, ...) EPUR_INT(level, input_codes, __VA_ARGS__)
     """
     int epur_best()
+    const char *epur_levels[5]
     const int EPUR_INT_BLOCK, C_SATURATE "SATURATE", C_WRAP "WRAP", C_RAISE "RAISE"
     ctypedef struct int_matrix:
         const void* codes
@@ -40,7 +41,7 @@ cdef extern from * nogil:
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
-LEVELS = ("scalar", "avx2", "avx512", "avx512vnni")[:epur_best() + 1]
+LEVELS = tuple([epur_levels[k].decode() for k in range(epur_best() + 1)])
 
 #: Inputs of a block of packed weights.
 BLOCK = EPUR_INT_BLOCK

@@ -17,6 +17,7 @@ cdef extern from * nogil:
     #include "pass.h"
     """
     int epur_best()
+    const char *epur_levels[5]
     ctypedef struct fmt:
         int kind, places, min_exp, overflow, subnormal
         double max, min, codes
@@ -115,7 +116,7 @@ cdef extern from * nogil:
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
-LEVELS = ("scalar", "avx2", "avx512", "avx512vnni")[:epur_best() + 1]
+LEVELS = tuple([epur_levels[k].decode() for k in range(epur_best() + 1)])
 
 
 cdef fmt format_of(values) except *:

@@ -7,8 +7,9 @@
 
 #include "datapath.h"
 
-/* How a weight is stored: an fp16 code, the upper half of a float32, a float32. */
-enum { HALF, TOP, WIDE };
+/* How a weight is stored: an fp16 code, the upper half of a float32, a float32; the second, but with each sub-vector's pairs of
+ * neurons one after the other: (8 pairs, 16 inputs, 2), for `dot_pairs`. */
+enum { HALF, TOP, WIDE, PAIRED };
 
 /* W_x or W_h of a pass: (rows + 1, subs * 16 inputs, 16 neurons). Row 4 b + g holds gate g of the neurons of block b; the
  * last one is all zero, for groups of rows that are not full. */
@@ -82,6 +83,7 @@ typedef struct {
  *   x     IN    (subs, nv, 16), values of the input's format
  *   acc   INOUT (nv, pitch / 16, 16), values of the accumulator's format
  *   take  IN    (nv)
+ * dot_pairs: the same, of weights that are PAIRED; `back`: rows in reverse.
  * columns, underflows: how many products with one vector are inexact below 2^normal, where exact ones are multiples of 2^least. W is
  *            stored as HALF. With AVX-512 only.
  * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
@@ -115,6 +117,8 @@ EPUR_DOT_API(_scalar)
 EPUR_DOT_API(_avx2)
 EPUR_DOT_API(_avx512)
 #endif
+void dot_pairs(const matrix *, const chain *, const int32_t *order, ptrdiff_t count, const float *x, float *acc, ptrdiff_t pitch,
+               const uint8_t *take, ptrdiff_t nv, int back);
 
 /* 16 neurons of one row by the exact path. */
 void exact_row(const matrix *m, const unit *u, ptrdiff_t row, const float *x, ptrdiff_t x_pitch, float *acc,

@@ -1,11 +1,15 @@
 /* The order of a pass's work: operands, dot products by the fastest exact path, the multifunctional unit. */
 #include "pass.h"
 
+#include "cpu.h"
 #include "exact.h"
 
+#if !defined(EPUR_BF16)
+#define dot_pairs(...) ((void)0) /* not called */
+#endif
 #if defined(EPUR_X86)
 /* VNNI is of use to integers only. */
-#define AT_INT_LEVEL(level, name) ((level) == 3 ? name##_vnni : AT_LEVEL(level, name))
+#define AT_INT_LEVEL(level, name) ((level) >= 3 ? name##_vnni : AT_LEVEL(level, name))
 #define AT_LEVEL(level, name) ((level) >= 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_scalar)
 #else
 #define AT_LEVEL(level, name) name##_scalar
@@ -26,6 +30,10 @@ static float decoded(int store, uint16_t code) {
 }
 
 static float weight(const matrix *m, ptrdiff_t at) {
+    if (m->store == PAIRED) {
+        const ptrdiff_t input = at / 16 % 16, neuron = at % 16;
+        return decoded(TOP, ((const uint16_t *)m->w)[at / 256 * 256 + neuron / 2 * 32 + input * 2 + neuron % 2]);
+    }
     return m->store == WIDE ? ((const float *)m->w)[at] : decoded(m->store, ((const uint16_t *)m->w)[at]);
 }
 
@@ -93,7 +101,7 @@ static int same_operand(const operand *a, const operand *b) {
 }
 
 /* The general path where no value can leave its range, and where only the accumulator can. */
-enum { SAFELY = BY_INTEGERS, RANGED = BY_WIDE + 1, WAYS };
+enum { SAFELY = BY_INTEGERS, RANGED = BY_PAIRS + 1, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -144,7 +152,7 @@ typedef struct {
     const room_t *room;
     seen *n;
     int64_t *raised;
-    int back; /* every other time step reads integers' weights the other way round */
+    int back; /* every other time step reads weights the other way round, so that the last ones are still in a cache */
 } work;
 
 /* `dot_chain`, then its underflows, some rows at a time: their weights come from the cache the second time. */
@@ -176,6 +184,31 @@ static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_
         if (s == subs) return u;
     }
     return v;
+}
+
+/* `dot_chain` or `dot_pairs`, of the vectors that are to take that way: forward equal ones, as words of a beam often are, once. */
+static void distinct(const pass *p, const group *q, int which, int way, float *sums, const work *k) {
+    const matrix *m = &q->w[which];
+    const room_t *r = k->room;
+    const ptrdiff_t nv = k->nv, pitch = (p->blocks * 4 + 1) * 16;
+    const int alike = !which && nv > 1;
+    uint8_t *take = r->take[way];
+    for (ptrdiff_t v = 0; alike && v < nv; v++) {
+        r->twin[v] = take[v] ? twin(r->x, m->subs, nv, take, v) : v;
+        take[v] &= r->twin[v] == v;
+    }
+    if (way == BY_PAIRS)
+        dot_pairs(m, &q->chain, q->order, q->real, r->x, sums, pitch, take, nv, k->back);
+    else
+        AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, pitch, take, nv, NULL);
+    for (ptrdiff_t v = 0; alike && v < nv; v++)
+        for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
+            memcpy(sums + v * pitch + q->order[at] * 16, sums + r->twin[v] * pitch + q->order[at] * 16, 16 * sizeof *sums);
+}
+
+/* Whether no operand, product or sum with vectors of this least magnitude is subnormal: sums are multiples of a product's last place. */
+static int may_pair(const group *q, int which, float least) {
+    return q->w[which].store == PAIRED && q->low[which] >= 0x1p-126 && least >= 0x1p-126f && q->low[which] * least >= 0x1p-119;
 }
 
 /* Whether a vector with this least magnitude may go through the flushing chain: C x may be flushed only where all products with
@@ -226,7 +259,6 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             held = o;
         }
         int any[WAYS] = {0}, exact_products = 1;
-        uint8_t *chain = r->take[BY_CHAIN];
         for (ptrdiff_t v = 0; v < nv; v++) {
             float top, least;
             const int finite = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least);
@@ -234,13 +266,14 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int within = finite && q->part[which] * top <= q->tree_limit;
             *b = within ? *b + q->norm[which] * top : INFINITY; /* the accumulator may be infinite afterwards */
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
-            const int by_chain = q->path == BY_CHAIN && top * q->chain.product < INFINITY && may_flush(q, which, least);
-            const int path = by_chain && lanes && safe        ? BY_CHAIN
-                             : q->path == BY_WIDE && within   ? BY_WIDE
-                             : q->path > BY_GENERAL || !lanes ? BY_EXACT
-                             : p->counted || !within          ? BY_GENERAL
-                             : safe                           ? SAFELY
-                                                              : RANGED;
+            const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS;
+            const int by_chain = narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
+            const int path = by_chain && lanes && safe                          ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
+                             : q->path == BY_WIDE && within                     ? BY_WIDE
+                             : (!narrow && q->path != BY_GENERAL) || !lanes     ? BY_EXACT
+                             : p->counted || !within                            ? BY_GENERAL
+                             : safe                                             ? SAFELY
+                                                                                : RANGED;
             for (int way = 0; way < WAYS; way++) r->take[way][v] = path == way;
             exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
@@ -250,23 +283,15 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             int64_t *underflow = p->counted && !exact_products ? &k->n[PRODUCT].underflow : NULL;
             if (underflow && m->store == HALF && p->level >= 2 && q->chain.product > 0)
                 counted_chain(p, q, which, sums, k);
-            else if (underflow || which || nv == 1)
-                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, chain, nv, underflow);
-            else { /* equal inputs, as words of a beam often are, are multiplied once */
-                for (ptrdiff_t v = 0; v < nv; v++) {
-                    r->twin[v] = chain[v] ? twin(r->x, m->subs, nv, chain, v) : v;
-                    chain[v] &= r->twin[v] == v;
-                }
-                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, chain, nv, NULL);
-                for (ptrdiff_t v = 0; v < nv; v++)
-                    for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
-                        memcpy(sums + v * sum_pitch + q->order[at] * 16, sums + r->twin[v] * sum_pitch + q->order[at] * 16,
-                               16 * sizeof *sums);
-            }
+            else if (underflow)
+                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->take[BY_CHAIN], nv, underflow);
+            else
+                distinct(p, q, which, BY_CHAIN, sums, k);
         }
+        if (any[BY_PAIRS]) distinct(p, q, which, BY_PAIRS, sums, k);
         static const int watching[WAYS] = {[BY_GENERAL] = COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE};
         for (int way = BY_GENERAL; way < WAYS; way++)
-            if (any[way] && way != BY_EXACT && way != BY_WIDE)
+            if (any[way] && (way == BY_GENERAL || way == SAFELY || way == RANGED))
                 AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way],
                                                 nv, r->keys, first_sub, watching[way], k->n);
         if (any[BY_WIDE])

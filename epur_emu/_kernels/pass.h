@@ -16,7 +16,7 @@ typedef struct {
     int block, max_exp;  /* BLOCKED */
 } operand;
 
-enum { BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE };
+enum { BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE, BY_PAIRS };
 
 enum { PARTIAL = PLACES, INPUT, COUNTED }; /* further places that are counted */
 

@@ -27,6 +27,7 @@ cdef extern from * nogil:
     #define epur_fixed_blocks(level, ...) EPUR_ROUND(level, round_fixed_blocks, __VA_ARGS__)
     """
     int epur_best()
+    const char *epur_levels[5]
     ctypedef struct epur_float:
         int exponent_bits, mantissa_bits, subnormals, over
         float max
@@ -43,7 +44,7 @@ cdef extern from * nogil:
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
-LEVELS = ("scalar", "avx2", "avx512", "avx512vnni")[:epur_best() + 1]
+LEVELS = tuple([epur_levels[k].decode() for k in range(epur_best() + 1)])
 
 
 def round_float(int level, const float[::1] v, float[::1] out, int exponent_bits, int mantissa_bits, bint subnormals,

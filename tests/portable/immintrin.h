@@ -9,6 +9,7 @@
 #define SIMDE_X86_AVX512DQ_NO_NATIVE
 #define SIMDE_X86_AVX512VL_NO_NATIVE
 #define SIMDE_X86_AVX512VNNI_NO_NATIVE
+#define SIMDE_X86_AVX512BF16_NO_NATIVE
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
 
@@ -222,5 +223,112 @@ static inline __m256i portable_cvtps(simde__m512 v) {
 }
 #define _mm512_cvtph_ps(h) portable_cvtph(h)
 #define _mm512_cvtps_ph(v, mode) portable_cvtps(v)
+
+/* float64, two halves as above. */
+#define __m512d simde__m512d
+#define __mmask8 simde__mmask8
+#define EACH_HALF(r, expression)                                          \
+    simde__m512d_private r;                                               \
+    for (int i = 0; i < 2; i++) r.m256d[i] = (expression);                \
+    return simde__m512d_from_private(r)
+#define DOUBLES(name, call)                                                                            \
+    static inline simde__m512d name(simde__m512d a, simde__m512d b) {                                  \
+        const simde__m512d_private x = simde__m512d_to_private(a), y = simde__m512d_to_private(b);     \
+        EACH_HALF(r, call(x.m256d[i], y.m256d[i]));                                                    \
+    }
+DOUBLES(portable_add_pd, _mm256_add_pd)
+DOUBLES(portable_mul_pd, _mm256_mul_pd)
+DOUBLES(portable_max_pd, _mm256_max_pd)
+DOUBLES(portable_and_pd, _mm256_and_pd)
+DOUBLES(portable_or_pd, _mm256_or_pd)
+#define _mm512_add_pd(a, b) portable_add_pd(a, b)
+#define _mm512_mul_pd(a, b) portable_mul_pd(a, b)
+#define _mm512_max_pd(a, b) portable_max_pd(a, b)
+#define _mm512_and_pd(a, b) portable_and_pd(a, b)
+#define _mm512_or_pd(a, b) portable_or_pd(a, b)
+#define FUSED_DOUBLES(name)                                                                            \
+    static inline simde__m512d portable_##name##_pd(simde__m512d a, simde__m512d b, simde__m512d c) {  \
+        const simde__m512d_private x = simde__m512d_to_private(a), y = simde__m512d_to_private(b),     \
+                                   z = simde__m512d_to_private(c);                                     \
+        EACH_HALF(r, _mm256_##name##_pd(x.m256d[i], y.m256d[i], z.m256d[i]));                          \
+    }
+FUSED_DOUBLES(fmadd)
+FUSED_DOUBLES(fnmadd)
+#define _mm512_fmadd_pd(a, b, c) portable_fmadd_pd(a, b, c)
+#define _mm512_fnmadd_pd(a, b, c) portable_fnmadd_pd(a, b, c)
+static inline simde__m512d portable_set1_pd(double v) { EACH_HALF(r, _mm256_set1_pd(v)); }
+static inline simde__m512d portable_load_pd(const double *p) { EACH_HALF(r, _mm256_loadu_pd(p + 4 * i)); }
+static inline simde__m512d portable_from_epi32(__m256i v) {
+    EACH_HALF(r, _mm256_cvtepi32_pd(i ? _mm256_extracti128_si256(v, 1) : _mm256_castsi256_si128(v)));
+}
+static inline simde__m512d portable_from_ps(__m256 v) {
+    EACH_HALF(r, _mm256_cvtps_pd(i ? _mm256_extractf128_ps(v, 1) : _mm256_castps256_ps128(v)));
+}
+static inline __m256 portable_to_ps(simde__m512d a) {
+    const simde__m512d_private x = simde__m512d_to_private(a);
+    return _mm256_set_m128(_mm256_cvtpd_ps(x.m256d[1]), _mm256_cvtpd_ps(x.m256d[0]));
+}
+static inline void portable_store_pd(double *p, simde__m512d a) {
+    const simde__m512d_private x = simde__m512d_to_private(a);
+    for (int i = 0; i < 2; i++) _mm256_storeu_pd(p + 4 * i, x.m256d[i]);
+}
+static inline simde__m512d portable_some(simde__mmask8 k, simde__m512d a) {
+    simde__m512d_private x = simde__m512d_to_private(a);
+    for (int i = 0; i < 8; i++)
+        if (!(k >> i & 1)) x.u64[i] = 0;
+    return simde__m512d_from_private(x);
+}
+static inline simde__m512d portable_abs_pd(simde__m512d a) {
+    const simde__m512d_private x = simde__m512d_to_private(a);
+    EACH_HALF(r, _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.m256d[i]));
+}
+#define _mm512_abs_pd(a) portable_abs_pd(a)
+#define _mm512_set1_pd(v) portable_set1_pd(v)
+#define _mm512_setzero_pd() portable_set1_pd(0.0)
+#define _mm512_loadu_pd(p) portable_load_pd(p)
+#define _mm512_storeu_pd(p, v) portable_store_pd(p, v)
+#define _mm512_cvtepi32_pd(v) portable_from_epi32(v)
+#define _mm512_cvtps_pd(v) portable_from_ps(v)
+#define _mm512_cvtpd_ps(v) portable_to_ps(v)
+#undef _mm512_cmp_pd_mask
+#define _mm512_cmp_pd_mask(a, b, c) simde_mm512_cmp_pd_mask(a, b, c)
+#undef _mm512_mask_cmp_pd_mask
+#define _mm512_mask_cmp_pd_mask(k, a, b, c) ((simde__mmask8)((k) & simde_mm512_cmp_pd_mask(a, b, c)))
+#define _mm512_maskz_mov_pd(k, a) portable_some(k, a)
+
+/* bf16, which SIMDe does not round to, nor take subnormals for 0. */
+#define __m512bh simde__m512i
+#define _mm512_setzero_ps() simde_mm512_setzero_ps()
+static inline uint32_t portable_flushed(uint32_t b) { return b & 0x7f800000 ? b : b & 0x80000000; }
+static inline simde__m512i portable_to_bf16(simde__m512 high, simde__m512 low) {
+    const simde__m512_private v[2] = {simde__m512_to_private(low), simde__m512_to_private(high)};
+    simde__m512i_private r;
+    for (int i = 0; i < 32; i++) {
+        const uint32_t b = portable_flushed(v[i / 16].u32[i % 16]), up = 0x7fff + (b >> 16 & 1);
+        r.u16[i] = (uint16_t)((b & 0x7fffffff) > 0x7f800000 ? b >> 16 | 0x40 : (b + up) >> 16);
+    }
+    return simde__m512i_from_private(r);
+}
+static inline float portable_half(uint32_t b) {
+    float v;
+    b = portable_flushed(b);
+    memcpy(&v, &b, 4);
+    return v;
+}
+static inline simde__m512 portable_pairs(simde__m512 s, simde__m512i a, simde__m512i b) {
+    const simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);
+    simde__m512_private r = simde__m512_to_private(s);
+    for (int i = 0; i < 16; i++) {
+        const uint32_t top = 0xffff0000;
+        uint32_t bits;
+        float sum = r.f32[i] + portable_half(x.u32[i] & top) * portable_half(y.u32[i] & top);
+        sum += portable_half(x.u32[i] << 16) * portable_half(y.u32[i] << 16);
+        memcpy(&bits, &sum, 4);
+        r.u32[i] = portable_flushed(bits);
+    }
+    return simde__m512_from_private(r);
+}
+#define _mm512_cvtne2ps_pbh(high, low) portable_to_bf16(high, low)
+#define _mm512_dpbf16_ps(s, a, b) portable_pairs(s, a, b)
 
 #endif
