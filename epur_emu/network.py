@@ -221,6 +221,13 @@ class Network:
         for layer in self.passes:
             digest.update(f"{layer.shape}{layer.clip or ''}".encode())
             for array in (layer.w_x, layer.w_h, layer.bias, layer.peepholes):
-                if array is not None:
-                    digest.update(np.ascontiguousarray(array, np.float32).data)
+                if array is None:
+                    continue
+                # Some at a time: as float32 they would take more memory than the weights do.
+                parts = np.nditer(
+                    array, ["external_loop", "buffered"], ["readonly"], [np.float32],
+                    order="C", buffersize=2**16,
+                )  # fmt: skip
+                for part in parts:
+                    digest.update(part)
         return digest.hexdigest()[:16]
