@@ -56,6 +56,7 @@ extensions = [
         "datapath.h",
         "exact.h",
         "pass.h",
+        "crew.h",
     ),
     kernel("rounding", levels("rounding"), "cpu.h", "rounding.h", "rounding_api.h"),
     kernel(

@@ -96,8 +96,8 @@ class Engine:
     count : bool
         Whether underflows in the DPU are counted; the other events always are.
     threads : int
-        Sequences, passes of a layer, forward and recurrent products, or parts of a batch of states
-        evaluated at once; results do not depend on it.
+        Sequences, passes of a layer, neurons of a pass, or parts of a batch of states evaluated at
+        once; results do not depend on it.
     observer : Observer, optional
         Is shown what goes through the passes; float32 only.
     keep : bool

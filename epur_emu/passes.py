@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -462,6 +463,23 @@ def _scratch(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDA
     return kept[:size].reshape(shape)
 
 
+@contextmanager
+def _crew(threads: int) -> Iterator[tuple[kernels.Crew | None, int]]:
+    """Threads for a pass, and how many they are with one's own; none if that is alone."""
+    parts = min(threads, kernels.MOST_PARTS)
+    if parts < 2:
+        yield None, 1
+        return
+    crew = kernels.Crew(parts)
+    with ThreadPoolExecutor(parts - 1) as others:
+        try:
+            for part in range(1, parts):
+                others.submit(crew.assist, part)
+            yield crew, parts
+        finally:
+            crew.dismiss()
+
+
 @dataclass
 class PackedPass:
     """One pass, packed.
@@ -567,12 +585,12 @@ class PackedPass:
             out[..., :cells] = round_to(v, unraising(what))
         return out
 
-    def _arrays(self, count: int, slot: int = 0) -> _Sums:
+    def _arrays(self, count: int) -> _Sums:
         rows = self.width // LANES * 4
-        sums = _scratch(f"sums {slot}", (count, rows + 1, LANES), np.float32)
+        sums = _scratch("sums", (count, rows + 1, LANES), np.float32)
         isums = None
         if self.integers:
-            isums = _scratch(f"integers {slot}", (self.groups, count, rows * LANES), np.int32)
+            isums = _scratch("integers", (self.groups, count, rows * LANES), np.int32)
         return sums, isums, np.empty((count, self.groups))
 
     def sequence(
@@ -588,8 +606,7 @@ class PackedPass:
         counts : int64 array of shape (8, 3)
             Of `COUNTED` places and `EVENTS`; added to.
         threads : int
-            With more than one, the forward products of a block of time steps are computed during the
-            recurrent ones of the block before.
+            They share the neurons of each time step.
         """
         x = np.require(inputs, np.float32, ["C", "A"])
         out = np.empty((len(x), self.width), np.float32)
@@ -599,44 +616,22 @@ class PackedPass:
         starts = list(range(0, len(x), block))
         if self.layer.reverse:
             starts.reverse()
-        # Of forward and recurrent products apart.
-        seen = np.zeros((2, len(COUNTED), len(EVENTS) + 1), np.int64)
-        raised = np.full((len(starts), 2, 1), -1, np.int64)
-        rooms = [_scratch(f"room {n}", (self.compiled.room(block),), np.int8) for n in range(2)]
-
-        def forward(number: int, sums: _Sums) -> None:
-            start, values = starts[number], x[starts[number] : starts[number] + block]
-            self.compiled.forward(values, *sums, start, 1, seen[0], raised[number, 0], rooms[0])
-            if separate:
-                if sums[1] is not None:
-                    self.compiled.convert(sums[0], sums[1], start, seen[0])
-                self._store(sums[0], seen[0])
-
-        def recurrent(number: int, sums: _Sums) -> None:
-            start, values = starts[number], out[starts[number] : starts[number] + block]
-            self.compiled.recurrent(
-                *sums, separate, state, cell, values, self.layer.reverse, start, seen[1], raised[number, 1],
-                rooms[1],
-            )  # fmt: skip
-
-        arrays = [
-            self._arrays(min(block, len(x) - start), n % 2 if threads > 1 else 0)
-            for n, start in enumerate(starts)
-        ]
-        if threads == 1 or len(starts) < 2:
-            for n, sums in enumerate(arrays):
-                forward(n, sums)
-                recurrent(n, sums)
-        else:
-            with ThreadPoolExecutor(1) as ahead:
-                coming = ahead.submit(forward, 0, arrays[0])
-                for n, sums in enumerate(arrays):
-                    coming.result()
-                    if n + 1 < len(arrays):
-                        coming = ahead.submit(forward, n + 1, arrays[n + 1])
-                    recurrent(n, sums)
-        places = raised[raised >= 0]
-        self._taken(seen.sum(0), int(places[0]) if len(places) else -1, counts)
+        seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
+        with _crew(min(threads, self.width // LANES)) as (crew, parts):
+            room = _scratch("room", (self.compiled.room(block, parts),), np.int8)
+            for start in starts:
+                values, results = x[start : start + block], out[start : start + block]
+                sums = self._arrays(len(values))
+                self.compiled.forward(values, *sums, start, 1, seen, raised, crew, room)
+                if separate:
+                    if sums[1] is not None:
+                        self.compiled.convert(sums[0], sums[1], start, seen)
+                    self._store(sums[0], seen)
+                self.compiled.recurrent(
+                    *sums, separate, state, cell, results, self.layer.reverse, start, seen, raised, crew,
+                    room,
+                )  # fmt: skip
+        self._taken(seen, int(raised[0]), counts)
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
 
@@ -654,10 +649,10 @@ class PackedPass:
         x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = _scratch("room 0", (self.compiled.room(max(len(x), 1)),), np.int8)
+        room = _scratch("room", (self.compiled.room(max(len(x), 1)),), np.int8)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
-        self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, room)
+        self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, None, room)
         self.compiled.step(sums, isums, bound, state, cell, index, 0, seen, raised, room)
         self._taken(seen, int(raised[0]), counts)
         cells = self.layer.cells

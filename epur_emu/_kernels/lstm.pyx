@@ -6,6 +6,7 @@ Cython, because the loops run over single rounded operations. Callers pass C-con
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 import numpy as np
@@ -102,21 +103,56 @@ cdef extern from * nogil:
         const lanes *int_format
         operand output
         uint32_t key
+    const int C_MOST "MOST_PARTS"
+    void *aligned_alloc(size_t, size_t)
+    ctypedef struct c_crew "crew":
+        int parts
+    void assist(c_crew *, int)
+    void dismiss(c_crew *)
     void pass_forward(const c_pass *, const float *, Py_ssize_t, float *, int32_t *, double *, Py_ssize_t, uint32_t,
-                      int, seen *, int64_t *, void *)
+                      int, seen *, int64_t *, c_crew *, void *)
     void pass_convert(const c_pass *, float *, const int32_t *, Py_ssize_t, uint32_t, seen *)
     void pass_step(const c_pass *, float *, int32_t *, double *, const float *, float *, float *, Py_ssize_t, uint32_t,
-                   int, seen *, int64_t *, void *)
+                   int, seen *, int64_t *, c_crew *, void *)
     void pass_recurrent(const c_pass *, float *, int32_t *, double *, int, float *, float *, float *, Py_ssize_t, int,
-                        uint32_t, seen *, int64_t *, void *)
+                        uint32_t, seen *, int64_t *, c_crew *, void *)
     int pass_table(const unit *, int, int, uint32_t *)
     int pass_fixed_table(const unit *, int, int, float *, uint8_t *)
     int pass_cut_table(const unit *, int, int, float *)
-    Py_ssize_t pass_room(const c_pass *, Py_ssize_t)
+    Py_ssize_t pass_room(const c_pass *, Py_ssize_t, int)
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
 LEVELS = tuple([epur_levels[k].decode() for k in range(epur_best() + 1)])
+
+
+#: Most threads of a crew.
+MOST_PARTS = C_MOST
+
+
+cdef class Crew:
+    """Threads that share the work of one: it calls the passes, the others `assist` until it calls `dismiss`."""
+
+    cdef c_crew *c
+
+    def __cinit__(self, int parts):
+        self.c = <c_crew *>aligned_alloc(64, sizeof(c_crew))
+        if self.c == NULL:
+            raise MemoryError
+        memset(self.c, 0, sizeof(c_crew))
+        self.c.parts = parts
+
+    def __dealloc__(self):
+        free(self.c)
+
+    def assist(self, int part):
+        """What each of the others does: parts 1 and up."""
+        with nogil:
+            assist(self.c, part)
+
+    def dismiss(self):
+        """Let the others go."""
+        dismiss(self.c)
 
 
 cdef fmt format_of(values) except *:
@@ -293,18 +329,19 @@ cdef class Pass:
             lanes_scale = values["lanes_scale"]
             g.lanes_scale = &lanes_scale[0]
 
-    def room(self, Py_ssize_t nv):
-        """Bytes of scratch that a call over nv vectors takes."""
-        return pass_room(&self.p, nv)
+    def room(self, Py_ssize_t nv, int parts=1):
+        """Bytes of scratch that a call over nv vectors takes in so many threads."""
+        return pass_room(&self.p, nv, parts)
 
     def forward(self, const float[:, ::1] x, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound,
-                uint32_t first, int stride, int64_t[:, ::1] counts, int64_t[::1] raised, char[::1] room):
+                uint32_t first, int stride, int64_t[:, ::1] counts, int64_t[::1] raised, Crew crew, char[::1] room):
         """Forward sums of x IN (nv, I): see ``pass_forward``."""
+        cdef c_crew *others = NULL if crew is None else crew.c
         cdef int32_t *integers = NULL if isums is None else &isums[0, 0, 0]
         with nogil:
             if x.shape[0]:
                 pass_forward(&self.p, &x[0, 0], x.shape[1], &sums[0, 0, 0], integers, &bound[0, 0], x.shape[0],
-                             first, stride, <seen *>&counts[0, 0], &raised[0], &room[0])
+                             first, stride, <seen *>&counts[0, 0], &raised[0], others, &room[0])
 
     def convert(self, float[:, :, ::1] sums, const int32_t[:, :, ::1] isums, uint32_t first, int64_t[:, ::1] counts):
         """Integer forward sums as values: see ``pass_convert``."""
@@ -319,17 +356,18 @@ cdef class Pass:
         with nogil:
             if sums.shape[0]:
                 pass_step(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], NULL, &h[0, 0], &c[0, 0], sums.shape[0],
-                          first, stride, <seen *>&counts[0, 0], &raised[0], &room[0])
+                          first, stride, <seen *>&counts[0, 0], &raised[0], NULL, &room[0])
 
     def recurrent(self, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound, bint separate,
                   float[::1] h, float[::1] c, float[:, ::1] out, bint reverse, uint32_t first, int64_t[:, ::1] counts,
-                  int64_t[::1] raised, char[::1] room):
+                  int64_t[::1] raised, Crew crew, char[::1] room):
         """All steps of a sequence: see ``pass_recurrent``."""
+        cdef c_crew *others = NULL if crew is None else crew.c
         cdef int32_t *integers = NULL if isums is None else &isums[0, 0, 0]
         with nogil:
             if sums.shape[0]:
                 pass_recurrent(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], separate, &h[0], &c[0], &out[0, 0],
-                               sums.shape[0], reverse, first, <seen *>&counts[0, 0], &raised[0], &room[0])
+                               sums.shape[0], reverse, first, <seen *>&counts[0, 0], &raised[0], others, &room[0])
 
 
 def activation_table(one, int tangent, int store):

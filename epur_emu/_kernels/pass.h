@@ -2,6 +2,7 @@
 #ifndef EPUR_PASS_H
 #define EPUR_PASS_H
 
+#include "crew.h"
 #include "lstm_api.h"
 #include "lstm_int_api.h"
 
@@ -59,10 +60,10 @@ typedef struct {
  *   bound OUT  (nv, groups) bounds of their terms' sums
  *   first: number of the first time step; each one's is `stride` on
  *   n     INOUT (COUNTED); raised INOUT: gate and neuron of an integer sum that left its width (4 neuron + gate), or -1
- *   room: bytes as pass_room says
+ *   crew: threads that share the work, or NULL; room: bytes as pass_room says for so many
  */
 void pass_forward(const pass *p, const float *x, ptrdiff_t inputs, float *sums, int32_t *isums, double *bound,
-                  ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room);
+                  ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, crew *crew, void *room);
 
 /* Integer forward sums as values of the MU's format, into `sums`. */
 void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv, uint32_t first, seen *n);
@@ -70,11 +71,11 @@ void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv
 /* One step of nv states: h and c INOUT (nv, blocks * 16); sums, isums, bound INOUT as `pass_forward` left them. `stored`
  * NULL: the recurrent part goes on in them; else (like sums) it begins anew and is added to these. */
 void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,
-               ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room);
+               ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, crew *crew, void *room);
 
 /* All time steps of a sequence: h and c INOUT (blocks * 16), out OUT (steps, blocks * 16). */
 void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, int separate, float *h, float *c,
-                    float *out, ptrdiff_t steps, int reverse, uint32_t first, seen *n, int64_t *raised, void *room);
+                    float *out, ptrdiff_t steps, int reverse, uint32_t first, seen *n, int64_t *raised, crew *crew, void *room);
 
 /* `mu_call`'s table (65536) of an activation; codes without a value of the MU's format hold 0. 0 if some
  * argument leaves the format's range, so that there is no such table. */
@@ -84,6 +85,6 @@ int pass_table(const unit *u, int tangent, int store, uint32_t *table);
 int pass_fixed_table(const unit *u, int tangent, int middle, float *function, uint8_t *lost);
 int pass_cut_table(const unit *u, int tangent, int store, float *function);
 
-ptrdiff_t pass_room(const pass *p, ptrdiff_t nv);
+ptrdiff_t pass_room(const pass *p, ptrdiff_t nv, int parts);
 
 #endif
