@@ -74,6 +74,8 @@ NARROW = 11
 WIDEST = 22
 #: Most codes above 0 of a fixed-point activation's table.
 CODES = 2**16
+#: Largest argument of an activation in float64 lanes.
+FARTHEST = 128
 #: Magnitudes beyond which the lanes' constants would leave float32's range.
 SAFE = 2.0**100
 
@@ -157,6 +159,15 @@ def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
     return (
         0x7F800000, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (52 - m), float(f.max), normal, flush, 2.0**-m,
     )  # fmt: skip
+
+
+def _holds(f: Plain, g: Plain) -> bool:
+    """Whether all values of g are values of f."""
+    flushed = isinstance(f, FloatFormat) and not f.subnormals
+    return (
+        _precision(g) <= _precision(f) and g.max <= f.max
+        and _unit(g) >= (float(f.min_normal) if flushed else _unit(f))
+    ) or f == g  # fmt: skip
 
 
 def _double(a: Plain, b: Plain) -> bool:
@@ -359,7 +370,7 @@ def _activation_tables(a: Arithmetic) -> dict[str, Any] | None:
     output = f if isinstance(a.output, LinearFormat) else a.output
     lanes = _lanes(f)
     if not f == a.cell == output or lanes is None:
-        return None
+        return _of_wide(a, output)
     fields = {
         "format": lanes, "mode": MODES.index(a.rounding), "limit": a.limit,
         "same": a.integer or a.accumulator == f,
@@ -368,7 +379,14 @@ def _activation_tables(a: Arithmetic) -> dict[str, Any] | None:
         more = _of_fixed(a, f)
     else:
         more = _of_stochastic(a, f) if a.rounding == "stochastic" else _of_narrow(a, f)
-    return None if more is None else fields | more
+    return _of_wide(a, output) if more is None else fields | more
+
+
+def _of_wide(a: Arithmetic, output: Plain) -> dict[str, Any] | None:
+    places = [_wide_lanes(f) for f in (a.mu, a.cell, output)]
+    if None in places or a.limit > FARTHEST:
+        return None
+    return {"places": places, "limit": a.limit}
 
 
 def _store(f: FloatFormat) -> int | None:
@@ -510,8 +528,10 @@ class PackedPass:
         units = [_units(a, layer.clip) for a in gates]
         mu = None
         tables = [_activation_tables(a) for a in gates]
-        if len({_mu(a) for a in gates}) == 1 and tables[0] is not None:
-            same = all(t is not None and t["same"] for t in tables)
+        # In lanes c_t for a peephole is rounded in the mode.
+        plain = layer.peepholes is None or gates[0].rounding == "nearest-even" or _holds(gates[0].mu, gates[0].cell)
+        if len({_mu(a) for a in gates}) == 1 and tables[0] is not None and plain:
+            same = all(t is not None and t.get("same", False) for t in tables)
             mu = {**tables[0], "same": same, "clip": min(units[0][4], gates[0].limit)}
         bias = np.stack([_side(layer.bias[n], a, counts) for n, a in enumerate(gates)])
         peep = None

@@ -88,6 +88,14 @@ cdef extern from * nogil:
         const float *peep
         const float *function[2]
         const uint8_t *lost[2]
+    ctypedef struct mu_wides:
+        lanes place[3]
+        int mode, method, segments
+        float limit, clip
+        const float *bias
+        const float *peep
+        const double *slope
+        const double *intercept
     ctypedef struct c_pass "pass":
         int level, counted, groups, integers
         Py_ssize_t cells, blocks, subs_x
@@ -95,9 +103,10 @@ cdef extern from * nogil:
         group group[4]
         const float *bias
         const float *peep
-        int narrow_mu, general_mu
+        int narrow_mu, general_mu, wide_mu
         mu_call mu
         mu_tables tables
+        mu_wides wides
         const lanes *int_format
         operand output
         uint32_t key
@@ -108,6 +117,7 @@ cdef extern from * nogil:
                    int, seen *, int64_t *, void *)
     void pass_recurrent(const c_pass *, float *, int32_t *, double *, int, float *, float *, float *, Py_ssize_t, int,
                         uint32_t, seen *, int64_t *, void *)
+    Py_ssize_t pass_mu(const c_pass *, const float *, float *, float *, uint32_t, seen *)
     int pass_table(const unit *, int, int, uint32_t *)
     int pass_fixed_table(const unit *, int, int, float *, uint8_t *)
     int pass_cut_table(const unit *, int, int, float *)
@@ -161,7 +171,7 @@ cdef class Pass:
         Fields of ``group``; arrays for pointers.
     bias, peep : float32 array or None
     mu : dict or None
-        Fields of ``mu_call``, or of ``mu_tables`` if it has ``functions``.
+        Fields of ``mu_call``, of ``mu_tables`` if it has ``functions``, or of ``mu_wides`` if it has ``places``.
     output : tuple or None
         An operand's fields.
     """
@@ -201,7 +211,9 @@ cdef class Pass:
                 self.integers(g, values)
             else:
                 self.numbers(g, values)
-        if mu is not None and "functions" in mu:
+        if mu is not None and "places" in mu:
+            self.wide(mu)
+        elif mu is not None and "functions" in mu:
             self.general(mu)
         elif mu is not None:
             self.kept.append(mu)
@@ -241,6 +253,18 @@ cdef class Pass:
                 t.lost[k] = &lost[0]
         if t.mode == 0:
             self.p.int_format = &t.format
+
+    cdef wide(self, mu):
+        """A MU of `mu_wides`."""
+        cdef mu_wides *t = &self.p.wides
+        cdef const unit *u = &self.p.unit[0]
+        cdef int k
+        self.p.wide_mu = 1
+        for k in range(3):
+            t.place[k] = lanes_of(mu["places"][k])
+        t.mode, t.method, t.segments, t.slope, t.intercept = u.mode, u.method, u.segments, u.slope, u.intercept
+        t.limit, t.clip = mu["limit"], mu["clip"]
+        t.bias, t.peep = self.p.bias, self.p.peep
 
     cdef operand_of(self, operand *o, values):
         cdef const float[::1] table
@@ -319,6 +343,10 @@ cdef class Pass:
             if sums.shape[0]:
                 pass_step(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], NULL, &h[0, 0], &c[0, 0], sums.shape[0],
                           first, stride, <seen *>&counts[0, 0], &raised[0], &room[0])
+
+    def multifunctional(self, const float[:, ::1] sums, float[::1] c, float[::1] h, uint32_t first, int64_t[:, ::1] counts):
+        """The MU alone: see ``pass_mu``."""
+        return pass_mu(&self.p, &sums[0, 0], &c[0], &h[0], first, <seen *>&counts[0, 0])
 
     def recurrent(self, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound, bint separate,
                   float[::1] h, float[::1] c, float[:, ::1] out, bint reverse, uint32_t first, int64_t[:, ::1] counts,

@@ -77,6 +77,15 @@ typedef struct {
     const uint8_t *lost[2];
 } mu_tables;
 
+/* What the MU's wide form takes, see `mu_wide.h`; slopes and intercepts as a `unit` has them. */
+typedef struct {
+    lanes place[3]; /* the MU's, the cell's, the output's, of float64 */
+    int mode, method, segments;
+    float limit, clip;
+    const float *bias, *peep;
+    const double *slope, *intercept;
+} mu_wides;
+
 /* acc[v] += W x[v] for the vectors that `take` names and the rows in `order`.
  *   order IN    (count, a multiple of 4) rows of W: all of one gate, or of all gates where their formats agree
  *   x     IN    (subs, nv, 16), values of the input's format
@@ -87,6 +96,7 @@ typedef struct {
  * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
  * extent, to_half: see `lanes.h`.
  * mu_general: the same.
+ * mu_wide: the same; its seen are the MU's, the cell's and the output's.
  * int_values: values of the MU's format of integer sums (4, 16) times scales (4, 16); 0 likewise.
  * join:      recurrent sums INOUT (n, a multiple of 16) plus stored ones; 0 likewise.
  */
@@ -104,6 +114,7 @@ typedef struct {
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \
     int mu_general##suffix(const mu_tables *, ptrdiff_t block, const float *acc, float *c, float *h, uint32_t step_key,  \
                            seen *);                                                                                    \
+    int mu_wide##suffix(const mu_wides *, ptrdiff_t block, const float *acc, float *c, float *h, uint32_t step_key, seen *); \
     int int_values##suffix(const lanes *, const int32_t *acc, const float *scale, float *sums, seen *);                \
     int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);                           \
     int extent##suffix(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, float *least);                     \

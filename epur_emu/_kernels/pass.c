@@ -347,16 +347,17 @@ static void joined(const pass *p, float *sums, const float *stored, const room_t
         }
 }
 
-/* The MU of one vector: c INOUT, h OUT. */
-static void multifunctional(const pass *p, const float *sums, float *c, float *h, uint32_t step_key, seen *n) {
+/* The MU of one vector: c INOUT, h OUT. How many blocks the lanes did. */
+static ptrdiff_t multifunctional(const pass *p, const float *sums, float *c, float *h, uint32_t step_key, seen *n) {
+    ptrdiff_t done = 0;
     for (ptrdiff_t b = 0; b < p->blocks; b++) {
-        const int whole_block = b * 16 + 16 <= p->cells;
-        if (p->narrow_mu && whole_block &&
-            AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, c + b * 16, h + b * 16, &n[MU]))
-            continue;
-        if (p->general_mu && whole_block &&
-            AT_LEVEL(p->level, mu_general)(&p->tables, b, sums + b * 64, c + b * 16, h + b * 16, step_key, &n[MU]))
-            continue;
+        float *cell = c + b * 16, *out = h + b * 16;
+        const int lanes = b * 16 + 16 <= p->cells &&
+                          ((p->narrow_mu && AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, cell, out, &n[MU])) ||
+                           (p->general_mu && AT_LEVEL(p->level, mu_general)(&p->tables, b, sums + b * 64, cell, out, step_key, &n[MU])) ||
+                           (p->wide_mu && AT_LEVEL(p->level, mu_wide)(&p->wides, b, sums + b * 64, cell, out, step_key, &n[MU])));
+        done += lanes;
+        if (lanes) continue;
         for (int l = 0; l < 16; l++) {
             const ptrdiff_t neuron = b * 16 + l;
             if (neuron >= p->cells) {
@@ -388,6 +389,11 @@ static void multifunctional(const pass *p, const float *sums, float *c, float *h
         int16_t codes[16];
         for (ptrdiff_t b = 0; b < p->blocks; b++) operands(&p->output, h + b * 16, h + b * 16, 16, p->level, codes, &n[OUTPUT]);
     }
+    return done;
+}
+
+ptrdiff_t pass_mu(const pass *p, const float *sums, float *c, float *h, uint32_t first, seen *n) {
+    return multifunctional(p, sums, c, h, mix(p->key ^ first), n);
 }
 
 void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,

@@ -45,9 +45,10 @@ typedef struct {
     unit unit[4];
     group group[4];
     const float *bias, *peep; /* (blocks, 4, 16); (blocks, 3, 16) or NULL: i, f, o */
-    int narrow_mu, general_mu; /* whether one of these is to be used: */
+    int narrow_mu, general_mu, wide_mu; /* whether one of these is to be used: */
     mu_call mu;
     mu_tables tables;
+    mu_wides wides;
     const lanes *int_format;  /* the MU's, where all integer sums may be taken into it by `int_values`, or NULL */
     operand output;           /* CODED, or AS_IT_IS */
     uint32_t key;             /* mix(mix(seed) ^ pass) */
@@ -71,6 +72,10 @@ void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv
  * NULL: the recurrent part goes on in them; else (like sums) it begins anew and is added to these. */
 void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,
                ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room);
+
+/* The MU of one vector alone: sums IN (blocks * 4, 16), c INOUT and h OUT (blocks * 16), n INOUT (COUNTED). How many blocks were not left to
+ * the exact path. */
+ptrdiff_t pass_mu(const pass *p, const float *sums, float *c, float *h, uint32_t first, seen *n);
 
 /* All time steps of a sequence: h and c INOUT (blocks * 16), out OUT (steps, blocks * 16). */
 void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, int separate, float *h, float *c,
