@@ -48,7 +48,6 @@ extensions = [
         "dot_stochastic.h",
         "dot_wide.h",
         "mu_narrow.h",
-        "mu_general.h",
         "mu_wide.h",
         "underflows.h",
         "lstm_api.h",

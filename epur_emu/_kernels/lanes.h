@@ -8,7 +8,6 @@
 #include "dot_stochastic.h"
 #include "dot_wide.h"
 #include "mu_narrow.h"
-#include "mu_general.h"
 #include "mu_wide.h"
 #include "underflows.h"
 

@@ -301,8 +301,8 @@ static void converted(const pass *p, int g, float *sums, const int32_t *isums, u
     const group *q = &p->group[g];
     for (ptrdiff_t b = 0; b < p->blocks; b++) {
         float *to = sums + b * 64;
-        if (p->groups == 1 && p->int_format && q->lanes_scale &&
-            AT_LEVEL(p->level, int_values)(p->int_format, isums + b * 64, q->lanes_scale + b * 64, to, n))
+        if (p->groups == 1 && q->in_lanes &&
+            AT_LEVEL(p->level, int_values)(&q->result, p->unit[0].mode, b, isums + b * 64, q->scale + b * 64, to, step_key, operation, n))
             continue;
         for (ptrdiff_t at = 0; at < q->real; at++) {
             if (q->order[at] / 4 != b) continue;
@@ -354,7 +354,6 @@ static ptrdiff_t multifunctional(const pass *p, const float *sums, float *c, flo
         float *cell = c + b * 16, *out = h + b * 16;
         const int lanes = b * 16 + 16 <= p->cells &&
                           ((p->narrow_mu && AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, cell, out, &n[MU])) ||
-                           (p->general_mu && AT_LEVEL(p->level, mu_general)(&p->tables, b, sums + b * 64, cell, out, step_key, &n[MU])) ||
                            (p->wide_mu && AT_LEVEL(p->level, mu_wide)(&p->wides, b, sums + b * 64, cell, out, step_key, &n[MU])));
         done += lanes;
         if (lanes) continue;
@@ -456,36 +455,6 @@ int pass_table(const unit *u, int tangent, int store, uint32_t *table) {
             bits = (bits & 0x80000000U) | (size >= 0x1p-14 ? (uint32_t)(exponent + 14) * 1024 + units : units) << 16;
         }
         table[code] = bits >> 16 | (uint32_t)n[MU].underflow << 16;
-    }
-    return 1;
-}
-
-int pass_fixed_table(const unit *u, int tangent, int middle, float *function, uint8_t *lost) {
-    for (int code = -middle; code <= middle; code++) {
-        seen n[PLACES];
-        memset(n, 0, sizeof n);
-        function[code + middle] = (float)exact_activation(u, tangent, code * power(-u->place[MU].places), n);
-        lost[code + middle] = (uint8_t)n[MU].underflow;
-        if (n[MU].overflow || n[MU].saturation) return 0;
-    }
-    return 1;
-}
-
-int pass_cut_table(const unit *u, int tangent, int store, float *function) {
-    const fmt *f = &u->place[MU];
-    for (uint32_t code = 0; code < 65536; code++) {
-        const int special = store == HALF ? (code & 0x7c00) == 0x7c00 : (code & 0x7f80) == 0x7f80;
-        seen none = {0, 0, 0, 0};
-        function[code] = 0.0f;
-        const float v = special ? 0.0f : decoded(store, (uint16_t)code);
-        if (special || fabs(v) > u->limit || (float)rnd(v, f, NEAREST_EVEN, 0, &none) != v) continue;
-        const double exact = u->method == EPUR_EXP ? exp_of(v) : tangent ? tanh_of(v) : sigmoid_of(v);
-        if (exact == 0) continue;
-        const double size = fabs(exact);
-        /* float32's 24 bits, cut */
-        const float cut = (float)from_bits(bits_of(exact) & ~(uint64_t)0x1fffffff);
-        if (!(size >= 0x1p-126 && size < f->max)) return 0;
-        function[code] = cut;
     }
     return 1;
 }

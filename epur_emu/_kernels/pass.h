@@ -36,7 +36,8 @@ typedef struct {
     int_matrix codes[2]; /* BY_INTEGERS */
     int_width width[4];
     const double *scale; /* (blocks, 4, 16): what an integer sum is multiplied by */
-    const float *lanes_scale; /* the same, or NULL if float32 does not hold it */
+    int in_lanes; /* whether `int_values` can take them into the MU's format, */
+    lanes result; /* of float64 */
 } group;
 
 typedef struct {
@@ -45,11 +46,9 @@ typedef struct {
     unit unit[4];
     group group[4];
     const float *bias, *peep; /* (blocks, 4, 16); (blocks, 3, 16) or NULL: i, f, o */
-    int narrow_mu, general_mu, wide_mu; /* whether one of these is to be used: */
+    int narrow_mu, wide_mu; /* whether one of these is to be used: */
     mu_call mu;
-    mu_tables tables;
     mu_wides wides;
-    const lanes *int_format;  /* the MU's, where all integer sums may be taken into it by `int_values`, or NULL */
     operand output;           /* CODED, or AS_IT_IS */
     uint32_t key;             /* mix(mix(seed) ^ pass) */
 } pass;
@@ -84,10 +83,6 @@ void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, i
 /* `mu_call`'s table (65536) of an activation; codes without a value of the MU's format hold 0. 0 if some
  * argument leaves the format's range, so that there is no such table. */
 int pass_table(const unit *u, int tangent, int store, uint32_t *table);
-
-/* `mu_tables`' own: of a fixed-point MU (2 middle + 1) and of a stochastic one (65536); 0 likewise. */
-int pass_fixed_table(const unit *u, int tangent, int middle, float *function, uint8_t *lost);
-int pass_cut_table(const unit *u, int tangent, int store, float *function);
 
 ptrdiff_t pass_room(const pass *p, ptrdiff_t nv);
 
