@@ -48,7 +48,7 @@ extensions = [
         "dot_stochastic.h",
         "dot_wide.h",
         "mu_narrow.h",
-        "mu_general.h",
+        "mu_wide.h",
         "underflows.h",
         "lstm_api.h",
         "lstm_int.h",

@@ -81,8 +81,8 @@ _FIXED = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}
 NARROW = 11
 #: Most bits of a significand whose unit's multiples the general lanes can add and cut.
 WIDEST = 22
-#: Most codes above 0 of a fixed-point activation's table.
-CODES = 2**16
+#: Largest argument of an activation in float64 lanes.
+FARTHEST = 128
 #: Magnitudes beyond which the lanes' constants would leave float32's range.
 SAFE = 2.0**100
 
@@ -166,6 +166,13 @@ def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
     return (
         0x7F800000, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (52 - m), float(f.max), normal, flush, 2.0**-m,
     )  # fmt: skip
+
+
+def _holds(f: Plain, g: Plain) -> bool:
+    """Whether all values of g are values of f."""
+    least = float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
+    finer = _precision(g) <= _precision(f) and _unit(g) >= least
+    return f == g or (finer and g.max <= f.max)
 
 
 def _double(a: Plain, b: Plain) -> bool:
@@ -363,22 +370,15 @@ def _units(a: Arithmetic, clip: float | None) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=16)
-def _activation_tables(a: Arithmetic) -> dict[str, Any] | None:
-    """What ``mu_call`` or ``mu_tables`` need of a gate's arithmetic, or None where neither form applies."""
-    f = a.mu
-    output = f if isinstance(a.output, LinearFormat) else a.output
-    lanes = _lanes(f)
-    if not f == a.cell == output or lanes is None:
-        return None
-    fields = {
-        "format": lanes, "mode": MODES.index(a.rounding), "limit": a.limit,
-        "same": a.integer or a.accumulator == f,
-    }  # fmt: skip
-    if isinstance(f, FixedFormat):
-        more = _of_fixed(a, f)
-    else:
-        more = _of_stochastic(a, f) if a.rounding == "stochastic" else _of_narrow(a, f)
-    return None if more is None else fields | more
+def _multifunctional(a: Arithmetic) -> dict[str, Any] | None:
+    """What ``mu_call`` or ``mu_wides`` need of a gate's arithmetic, or None where neither form applies."""
+    output = a.mu if isinstance(a.output, LinearFormat) else a.output
+    places = (a.mu, a.cell, output)
+    found = _of_narrow(a) if places == (a.mu,) * 3 else None
+    if found is None:
+        wide = [_wide_lanes(f) for f in places]
+        found = None if None in wide or a.limit > FARTHEST else {"places": wide}
+    return found and found | {"limit": a.limit}
 
 
 def _store(f: FloatFormat) -> int | None:
@@ -390,42 +390,17 @@ def _store(f: FloatFormat) -> int | None:
     return TOP if f.mantissa_bits <= 7 else None
 
 
-def _of_narrow(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
-    store = _store(f)
-    if store is None:
+def _of_narrow(a: Arithmetic) -> dict[str, Any] | None:
+    f, lanes = a.mu, _lanes(a.mu)
+    store = _store(f) if isinstance(f, FloatFormat) else None
+    if lanes is None or store is None or a.rounding == "stochastic":
         return None
     tables = [kernels.activation_table(_units(a, None), tangent, store) for tangent in (0, 1)]
     if any(t is None for t in tables):
         return None
-    return {"store": store, "sigmoid": tables[0], "tanh": tables[1]}
-
-
-def _of_stochastic(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
-    store, unit = _store(f), _units(a, None)
-    # Functions have rational values at 0, 1/2 the least of them.
-    if store is None or a.segments is not None or f.min_normal > 0.5:
-        return None
-    tables = [kernels.cut_table(unit, tangent, store) for tangent in (0, 1)]
-    if any(t is None for t in tables):
-        return None
     return {
-        "store": store, "method": unit[2], "middle": 0, "per_unit": 0.0, "functions": tables, "lost": None,
-    }  # fmt: skip
-
-
-def _of_fixed(a: Arithmetic, f: FixedFormat) -> dict[str, Any] | None:
-    middle = int(Fraction(a.limit) / f.epsilon)
-    if a.rounding == "stochastic" or middle > CODES or f.fraction_bits > 60:
-        return None
-    tables = []
-    for tangent in (0, 1):
-        table = kernels.fixed_table(_units(a, None), tangent, middle)
-        if table is None:
-            return None
-        tables.append(table)
-    return {
-        "store": WIDE, "method": 0, "middle": middle, "per_unit": 2.0**f.fraction_bits,
-        "functions": [t[0] for t in tables], "lost": [t[1] for t in tables],
+        "format": lanes, "mode": MODES.index(a.rounding), "store": store,
+        "sigmoid": tables[0], "tanh": tables[1],
     }  # fmt: skip
 
 
@@ -535,11 +510,14 @@ class PackedPass:
             group["counts_input"] = form not in [gates[k].input for k in range(members[0])]
             groups.append(group)
         units = [_units(a, layer.clip) for a in gates]
-        mu = None
-        tables = [_activation_tables(a) for a in gates]
-        if len({_mu(a) for a in gates}) == 1 and tables[0] is not None:
-            same = all(t is not None and t["same"] for t in tables)
-            mu = {**tables[0], "same": same, "clip": min(units[0][4], gates[0].limit)}
+        mu = _multifunctional(gates[0]) if len({_mu(a) for a in gates}) == 1 else None
+        # In lanes c_t for a peephole is rounded in the mode.
+        nearest = gates[0].rounding == "nearest-even"
+        if layer.peepholes is not None and not nearest and not _holds(gates[0].mu, gates[0].cell):
+            mu = None
+        if mu is not None:
+            same = all(a.integer or a.accumulator == a.mu for a in gates)
+            mu = mu | {"same": same, "clip": min(units[0][4], gates[0].limit)}
         bias = np.stack([_side(layer.bias[n], a, counts) for n, a in enumerate(gates)])
         peep = None
         if layer.peepholes is not None:
@@ -867,12 +845,9 @@ def _integer_group(
         _, cells, inputs = matrix.shape
         codes.append(IntegerMatrix.gather(cells, inputs, weight, given, parts))
     scale = _blocked(multipliers(s, given), np.float64)
-    with np.errstate(all="ignore"):
-        single = scale.astype(np.float32)
-    normal = np.abs(single[single != 0]).min(initial=np.inf) >= FP32.min_normal
     return {
         "path": BY_INTEGERS, "codes": codes, "width": [(wide.bits, _FIXED[wide.overflow])] * 4, "scale": scale,
-        "lanes_scale": single if normal and np.array_equal(single, scale) else None,
+        "result": _wide_lanes(a.mu),
         "operand": (_codes(given, ranges[0]), _codes(given, ranges[1])),
     }  # fmt: skip
 

@@ -34,9 +34,8 @@ static inline wide_place wide_of(const lanes *f, int mode) {
                         vd_set(f->normal), vd_set(whole)};
 }
 
-/* v to the place's units. `fixed` is a constant: whether all places are fixed-point; `below` NULL or a count. */
-INLINE vd wide_rounded(vd v, const wide_place *f, const int mode, const int fixed, ve *word, ve key, int64_t *below) {
-    const vd exact = v;
+/* v to the place's units, but for what is to be flushed. `fixed` is a constant: whether all places are fixed-point. */
+INLINE vd wide_units(vd v, const wide_place *f, const int mode, const int fixed, ve *word, ve key) {
     vd scale = fixed ? f->least : vd_max(vd_and(v, f->mask), f->least);
     if (mode == TOWARD_ZERO || mode == NEAREST_AWAY || mode == STOCHASTIC) scale = vd_or(scale, vd_and(v, vd_set(-0.0)));
     if (mode == NEAREST_AWAY) v = vd_fma(scale, f->part, v);
@@ -44,9 +43,14 @@ INLINE vd wide_rounded(vd v, const wide_place *f, const int mode, const int fixe
         v = vd_fma(scale, vd_mul(f->part, vd_of(ve_down(*word))), v);
         *word = ve_add(*word, key);
     }
-    vd r = vd_fnma(scale, f->magic, vd_fma(scale, f->magic, v)); /* scale * magic is exact */
+    return vd_fnma(scale, f->magic, vd_fma(scale, f->magic, v)); /* scale * magic is exact */
+}
+
+/* v to the place's format; `below` NULL or a count. */
+INLINE vd wide_rounded(vd v, const wide_place *f, const int mode, const int fixed, ve *word, ve key, int64_t *below) {
+    vd r = wide_units(v, f, mode, fixed, word, key);
     if (!fixed) r = vd_flushed(r, f->flush);
-    if (below) *below += vd_below(exact, r, f->normal, f->whole);
+    if (below) *below += vd_below(v, r, f->normal, f->whole);
     return r;
 }
 

@@ -391,8 +391,8 @@ static void converted(const pass *p, int g, float *sums, const int32_t *isums, u
     const group *q = &p->group[g];
     for (ptrdiff_t b = 0; b < p->blocks; b++) {
         float *to = sums + b * 64;
-        if (p->groups == 1 && p->int_format && q->lanes_scale &&
-            AT_LEVEL(p->level, int_values)(p->int_format, isums + b * 64, q->lanes_scale + b * 64, to, n))
+        if (p->groups == 1 && q->in_lanes &&
+            AT_LEVEL(p->level, int_values)(&q->result, p->unit[0].mode, b, isums + b * 64, q->scale + b * 64, to, step_key, operation, n))
             continue;
         for (ptrdiff_t at = 0; at < q->real; at++) {
             if (q->order[at] / 4 != b) continue;
@@ -437,13 +437,16 @@ static void joined(const pass *p, float *sums, const float *stored, const room_t
         }
 }
 
-/* The MU of one vector: c INOUT, h OUT. */
+/* The MU of one vector: c INOUT, h OUT; and how many blocks the lanes did. */
 typedef struct {
     const pass *p;
     const float *sums;
     float *c, *h;
     uint32_t step_key;
-    seen own[MOST_PARTS][COUNTED];
+    struct {
+        seen n[COUNTED];
+        ptrdiff_t done;
+    } own[MOST_PARTS];
 } states;
 
 static void some_states(void *call, int part, int parts) {
@@ -451,18 +454,17 @@ static void some_states(void *call, int part, int parts) {
     const pass *p = s->p;
     const float *sums = s->sums;
     float *c = s->c, *h = s->h;
-    const uint32_t step_key = s->step_key;
     const ptrdiff_t from = share_of(p->blocks, part, parts), to = share_of(p->blocks, part + 1, parts);
-    seen *n = s->own[part];
-    memset(n, 0, sizeof s->own[part]);
+    seen *n = s->own[part].n;
+    memset(&s->own[part], 0, sizeof s->own[part]);
     for (ptrdiff_t b = from; b < to; b++) {
-        const int whole_block = b * 16 + 16 <= p->cells;
-        if (p->narrow_mu && whole_block &&
-            AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, c + b * 16, h + b * 16, &n[MU]))
-            continue;
-        if (p->general_mu && whole_block &&
-            AT_LEVEL(p->level, mu_general)(&p->tables, b, sums + b * 64, c + b * 16, h + b * 16, step_key, &n[MU]))
-            continue;
+        float *cell = c + b * 16, *out = h + b * 16;
+        const int lanes =
+            b * 16 + 16 <= p->cells &&
+            ((p->narrow_mu && AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, cell, out, &n[MU])) ||
+             (p->wide_mu && AT_LEVEL(p->level, mu_wide)(&p->wides, b, sums + b * 64, cell, out, s->step_key, &n[MU])));
+        s->own[part].done += lanes;
+        if (lanes) continue;
         for (int l = 0; l < 16; l++) {
             const ptrdiff_t neuron = b * 16 + l;
             if (neuron >= p->cells) {
@@ -476,7 +478,7 @@ static void some_states(void *call, int part, int parts) {
             for (int g = 0; g < 4; g++) {
                 sum[g] = sums[b * 64 + g * 16 + l];
                 bias[g] = p->bias[b * 64 + g * 16 + l];
-                keys[g] = neuron_key(step_key, (uint32_t)neuron, (uint32_t)g);
+                keys[g] = neuron_key(s->step_key, (uint32_t)neuron, (uint32_t)g);
                 if (p->peep && g < 3) peep[g] = p->peep[b * 48 + g * 16 + l];
             }
             exact_mu(p->unit, sum, bias, p->peep ? peep : NULL, &cell, &out, keys, here);
@@ -491,12 +493,20 @@ static void some_states(void *call, int part, int parts) {
     }
 }
 
-static void multifunctional(const pass *p, const float *sums, float *c, float *h, uint32_t step_key, crew *crew, seen *n) {
+static ptrdiff_t multifunctional(const pass *p, const float *sums, float *c, float *h, uint32_t step_key, crew *crew, seen *n) {
+    ptrdiff_t done = 0;
     states s;
     s.p = p, s.sums = sums, s.c = c, s.h = h, s.step_key = step_key;
     share(crew, some_states, &s);
-    for (int part = 0; part < parts_of(crew); part++)
-        for (int place = 0; place < COUNTED; place++) add_seen(&n[place], &s.own[part][place]);
+    for (int part = 0; part < parts_of(crew); part++) {
+        for (int place = 0; place < COUNTED; place++) add_seen(&n[place], &s.own[part].n[place]);
+        done += s.own[part].done;
+    }
+    return done;
+}
+
+ptrdiff_t pass_mu(const pass *p, const float *sums, float *c, float *h, uint32_t first, seen *n) {
+    return multifunctional(p, sums, c, h, mix(p->key ^ first), NULL, n);
 }
 
 void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,
@@ -559,36 +569,6 @@ int pass_table(const unit *u, int tangent, int store, uint32_t *table) {
             bits = (bits & 0x80000000U) | (size >= 0x1p-14 ? (uint32_t)(exponent + 14) * 1024 + units : units) << 16;
         }
         table[code] = bits >> 16 | (uint32_t)n[MU].underflow << 16;
-    }
-    return 1;
-}
-
-int pass_fixed_table(const unit *u, int tangent, int middle, float *function, uint8_t *lost) {
-    for (int code = -middle; code <= middle; code++) {
-        seen n[PLACES];
-        memset(n, 0, sizeof n);
-        function[code + middle] = (float)exact_activation(u, tangent, code * power(-u->place[MU].places), n);
-        lost[code + middle] = (uint8_t)n[MU].underflow;
-        if (n[MU].overflow || n[MU].saturation) return 0;
-    }
-    return 1;
-}
-
-int pass_cut_table(const unit *u, int tangent, int store, float *function) {
-    const fmt *f = &u->place[MU];
-    for (uint32_t code = 0; code < 65536; code++) {
-        const int special = store == HALF ? (code & 0x7c00) == 0x7c00 : (code & 0x7f80) == 0x7f80;
-        seen none = {0, 0, 0, 0};
-        function[code] = 0.0f;
-        const float v = special ? 0.0f : decoded(store, (uint16_t)code);
-        if (special || fabs(v) > u->limit || (float)rnd(v, f, NEAREST_EVEN, 0, &none) != v) continue;
-        const double exact = u->method == EPUR_EXP ? exp_of(v) : tangent ? tanh_of(v) : sigmoid_of(v);
-        if (exact == 0) continue;
-        const double size = fabs(exact);
-        /* float32's 24 bits, cut */
-        const float cut = (float)from_bits(bits_of(exact) & ~(uint64_t)0x1fffffff);
-        if (!(size >= 0x1p-126 && size < f->max)) return 0;
-        function[code] = cut;
     }
     return 1;
 }
