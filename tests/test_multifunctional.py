@@ -166,6 +166,7 @@ def test_the_unit_equals_the_oracle(a, data):
 @pytest.mark.parametrize("order", ["epur", "epur-mwl"])
 def test_integer_sums_in_the_units_format(mu, mode, order):
     a = replace(arithmetic("epur-int8"), mu=parse(mu), cell=FP32, rounding=mode, seed=4)
+    a = a.with_partial(a.mu)
     check(usual(6, cells=33, peepholes=False), a, order)
 
 
@@ -177,3 +178,22 @@ def test_blocks_out_of_range_are_left(mu, done):
     sums[0, 2, 5], sums[0, 0, 40], c[0, 55] = np.inf, np.nan, 3e37
     bias[:2, 55] = 8.0  # keeps it
     assert agreed(a, sums, bias, c) == (len(LANES) and done)
+
+
+@pytest.mark.parametrize(
+    ("a", "done"),
+    [
+        (arithmetic("epur-fp16"), 2), (unit("fp32"), 2), (unit("fp32", rounding="stochastic"), 2),
+        (unit("q5.12"), 2), (unit("fp32", activation="pwl-16"), 2), (unit("fp32", activation="pwl-7"), 1),
+        (unit("q5.0"), 1), (unit("q5.0", rounding="stochastic"), 1), (unit("e3m4-nosub"), 2),
+    ],
+    ids=lambda v: str(v) if isinstance(v, int) else f"{v.mu}-{v.rounding}-{v.activation}",
+)  # fmt: skip
+def test_padding(a, done):
+    """Lanes do a block that is not full unless its padding, all zero, would become something or count."""
+    case = usual(9, inputs=3, cells=19, peepholes=True)
+    check(case, a)
+    rng = np.random.default_rng(4)
+    sums, bias, c = normal(rng, (1, 4, 32), (4, 19), (1, 32))
+    sums[..., 19:] = c[..., 19:] = 0
+    assert agreed(a, sums / 4, bias / 4, c / 4) == (len(LANES) and done)

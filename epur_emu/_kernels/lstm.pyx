@@ -98,7 +98,7 @@ cdef extern from * nogil:
         group group[4]
         const float *bias
         const float *peep
-        int narrow_mu, wide_mu
+        int narrow_mu, wide_mu, padded
         mu_call mu
         mu_wides wides
         operand output
@@ -116,6 +116,7 @@ cdef extern from * nogil:
                    int, seen *, int64_t *, c_crew *, void *)
     void pass_recurrent(const c_pass *, float *, int32_t *, double *, int, float *, float *, float *, Py_ssize_t, int,
                         uint32_t, seen *, int64_t *, c_crew *, void *)
+    int pass_padding(const c_pass *)
     Py_ssize_t pass_mu(const c_pass *, const float *, float *, float *, uint32_t, seen *)
     int pass_table(const unit *, int, int, uint32_t *)
     Py_ssize_t pass_room(const c_pass *, Py_ssize_t, int)
@@ -252,6 +253,7 @@ cdef class Pass:
             self.p.mu.tanh = &u32[0]
         if output is not None:
             self.operand_of(&self.p.output, output)
+        self.p.padded = pass_padding(&self.p)
 
     cdef wide(self, mu):
         """A MU of `mu_wides`."""

@@ -437,6 +437,19 @@ static void joined(const pass *p, float *sums, const float *stored, const room_t
         }
 }
 
+int pass_padding(const pass *p) {
+    const double zeros[4] = {0};
+    const uint32_t keys[4] = {0};
+    const seen none[4][PLACES] = {0};
+    seen n[4][PLACES] = {0};
+    unit u[4];
+    double c = 0, h;
+    memcpy(u, p->unit, sizeof u);
+    for (int g = 0; g < 4; g++) u[g].mode = u[g].mode == STOCHASTIC ? TOWARD_ZERO : u[g].mode; /* 1/2 is lost if it may be */
+    exact_mu(u, zeros, zeros, p->peep ? zeros : NULL, &c, &h, keys, n);
+    return c == 0 && h == 0 && !memcmp(n, none, sizeof n);
+}
+
 /* The MU of one vector: c INOUT, h OUT; and how many blocks the lanes did. */
 typedef struct {
     const pass *p;
@@ -460,7 +473,7 @@ static void some_states(void *call, int part, int parts) {
     for (ptrdiff_t b = from; b < to; b++) {
         float *cell = c + b * 16, *out = h + b * 16;
         const int lanes =
-            b * 16 + 16 <= p->cells &&
+            (p->padded || b * 16 + 16 <= p->cells) &&
             ((p->narrow_mu && AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, cell, out, &n[MU])) ||
              (p->wide_mu && AT_LEVEL(p->level, mu_wide)(&p->wides, b, sums + b * 64, cell, out, s->step_key, &n[MU])));
         s->own[part].done += lanes;

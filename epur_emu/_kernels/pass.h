@@ -48,6 +48,7 @@ typedef struct {
     group group[4];
     const float *bias, *peep; /* (blocks, 4, 16); (blocks, 3, 16) or NULL: i, f, o */
     int narrow_mu, wide_mu; /* whether one of these is to be used: */
+    int padded; /* whether they may do a block that is padded, as `pass_padding` says */
     mu_call mu;
     mu_wides wides;
     operand output;           /* CODED, or AS_IT_IS */
@@ -72,6 +73,9 @@ void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv
  * NULL: the recurrent part goes on in them; else (like sums) it begins anew and is added to these. */
 void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,
                ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, crew *crew, void *room);
+
+/* Whether cells that pad a block, all zero, stay so in the MU and count nothing. */
+int pass_padding(const pass *p);
 
 /* The MU of one vector alone: sums IN (blocks * 4, 16), c INOUT and h OUT (blocks * 16), n INOUT (COUNTED). How many blocks were not left to
  * the exact path. */
