@@ -165,7 +165,7 @@ def test_the_unit_equals_the_oracle(a, data):
 @pytest.mark.parametrize("mu", ["fp32", "tf32", "q3.20", "fp16"])
 @pytest.mark.parametrize("order", ["epur", "epur-mwl"])
 def test_integer_sums_in_the_units_format(mu, mode, order):
-    a = replace(arithmetic("epur-int8"), mu=parse(mu), cell=FP32, rounding=mode, seed=4)
+    a = replace(arithmetic("epur-int8"), mu=parse(mu), cell=FP32, output=FP32, rounding=mode, seed=4)
     a = a.with_partial(a.mu)
     check(usual(6, cells=33, peepholes=False), a, order)
 
