@@ -223,4 +223,96 @@ static inline __m256i portable_cvtps(simde__m512 v) {
 #define _mm512_cvtph_ps(h) portable_cvtph(h)
 #define _mm512_cvtps_ph(v, mode) portable_cvtps(v)
 
+/* float64 lanes: two halves. */
+typedef struct {
+    __m256d half[2];
+} portable_m512d;
+#define __m512d portable_m512d
+#define DOUBLES(name, call)                                                      \
+    static inline __m512d portable_##name##_pd(__m512d a, __m512d b) {           \
+        for (int i = 0; i < 2; i++) a.half[i] = call(a.half[i], b.half[i]);      \
+        return a;                                                                \
+    }
+DOUBLES(add, _mm256_add_pd)
+DOUBLES(sub, _mm256_sub_pd)
+DOUBLES(mul, _mm256_mul_pd)
+DOUBLES(div, _mm256_div_pd)
+DOUBLES(min, _mm256_min_pd)
+DOUBLES(max, _mm256_max_pd)
+DOUBLES(and, _mm256_and_pd)
+DOUBLES(or, _mm256_or_pd)
+DOUBLES(andnot, _mm256_andnot_pd)
+#define _mm512_add_pd(a, b) portable_add_pd(a, b)
+#define _mm512_sub_pd(a, b) portable_sub_pd(a, b)
+#define _mm512_mul_pd(a, b) portable_mul_pd(a, b)
+#define _mm512_div_pd(a, b) portable_div_pd(a, b)
+#define _mm512_min_pd(a, b) portable_min_pd(a, b)
+#define _mm512_max_pd(a, b) portable_max_pd(a, b)
+#define _mm512_and_pd(a, b) portable_and_pd(a, b)
+#define _mm512_or_pd(a, b) portable_or_pd(a, b)
+static inline __m512d portable_set1_pd(double s) { return (__m512d){{_mm256_set1_pd(s), _mm256_set1_pd(s)}}; }
+#define _mm512_set1_pd(s) portable_set1_pd(s)
+#define _mm512_setzero_pd() portable_set1_pd(0.0)
+#define _mm512_abs_pd(a) portable_andnot_pd(portable_set1_pd(-0.0), a)
+#define FUSED_DOUBLES(name)                                                                                \
+    static inline __m512d portable_##name##_pd(__m512d a, __m512d b, __m512d c) {                          \
+        for (int i = 0; i < 2; i++) a.half[i] = _mm256_##name##_pd(a.half[i], b.half[i], c.half[i]);       \
+        return a;                                                                                          \
+    }
+FUSED_DOUBLES(fmadd)
+FUSED_DOUBLES(fnmadd)
+#define _mm512_fmadd_pd(a, b, c) portable_fmadd_pd(a, b, c)
+#define _mm512_fnmadd_pd(a, b, c) portable_fnmadd_pd(a, b, c)
+static inline __m512d portable_loadu_pd(const double *p) { return (__m512d){{_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}}; }
+static inline void portable_storeu_pd(double *p, __m512d a) { _mm256_storeu_pd(p, a.half[0]), _mm256_storeu_pd(p + 4, a.half[1]); }
+#define _mm512_loadu_pd(p) portable_loadu_pd(p)
+#define _mm512_storeu_pd(p, a) portable_storeu_pd(p, a)
+static inline __m512d portable_cvtps_pd(__m256 a) {
+    return (__m512d){{_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1))}};
+}
+#define _mm512_cvtps_pd(a) portable_cvtps_pd(a)
+#define _mm512_cvtpd_ps(a) portable_cvtpd_ps(a)
+static inline __m256 portable_cvtpd_ps(__m512d a) { return _mm256_set_m128(_mm256_cvtpd_ps(a.half[1]), _mm256_cvtpd_ps(a.half[0])); }
+static inline __m512d portable_cvtepi32_pd(__m256i a) {
+    return (__m512d){{_mm256_cvtepi32_pd(_mm256_castsi256_si128(a)), _mm256_cvtepi32_pd(_mm256_extracti128_si256(a, 1))}};
+}
+#define _mm512_cvtepi32_pd(a) portable_cvtepi32_pd(a)
+static inline __m256i portable_cvttpd_epi32(__m512d a) {
+    return _mm256_set_m128i(_mm256_cvttpd_epi32(a.half[1]), _mm256_cvttpd_epi32(a.half[0]));
+}
+#define _mm512_cvttpd_epi32(a) portable_cvttpd_epi32(a)
+static inline __m512d portable_gather_pd(__m256i e, const double *p) {
+    return (__m512d){{_mm256_i32gather_pd(p, _mm256_castsi256_si128(e), 8), _mm256_i32gather_pd(p, _mm256_extracti128_si256(e, 1), 8)}};
+}
+#undef _mm512_i32gather_pd
+#define _mm512_i32gather_pd(e, p, scale) portable_gather_pd(e, p)
+#undef _mm512_roundscale_pd
+#define _mm512_roundscale_pd(a, mode) ((__m512d){{_mm256_round_pd((a).half[0], mode), _mm256_round_pd((a).half[1], mode)}})
+/* Bits only ever go from doubles to doubles. */
+#define _mm512_castpd_si512(a) (a)
+#define _mm512_castsi512_pd(a) (a)
+static inline __m512d portable_slli_epi64(__m512d a, int by) {
+    for (int i = 0; i < 2; i++) a.half[i] = _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(a.half[i]), by));
+    return a;
+}
+#undef _mm512_slli_epi64
+#define _mm512_slli_epi64(a, by) portable_slli_epi64(a, by)
+#define __mmask8 simde__mmask8
+#define portable_cmp_pd(a, b, c) \
+    ((__mmask8)(_mm256_movemask_pd(_mm256_cmp_pd((a).half[0], (b).half[0], c)) | \
+                _mm256_movemask_pd(_mm256_cmp_pd((a).half[1], (b).half[1], c)) << 4))
+#undef _mm512_cmp_pd_mask
+#define _mm512_cmp_pd_mask(a, b, c) portable_cmp_pd(a, b, c)
+#undef _mm512_mask_cmp_pd_mask
+#define _mm512_mask_cmp_pd_mask(k, a, b, c) ((__mmask8)((k) & portable_cmp_pd(a, b, c)))
+static inline __m512d portable_maskz_pd(__mmask8 k, __m512d a) {
+    const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
+    for (int i = 0; i < 2; i++) {
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi64x(k >> 4 * i), bit);
+        a.half[i] = _mm256_and_pd(a.half[i], _mm256_castsi256_pd(_mm256_cmpeq_epi64(set, bit)));
+    }
+    return a;
+}
+#define _mm512_maskz_mov_pd(k, a) portable_maskz_pd(k, a)
+
 #endif
