@@ -165,7 +165,7 @@ def test_the_unit_equals_the_oracle(a, data):
 @pytest.mark.parametrize("mu", ["fp32", "tf32", "q3.20", "fp16"])
 @pytest.mark.parametrize("order", ["epur", "epur-mwl"])
 def test_integer_sums_in_the_units_format(mu, mode, order):
-    a = replace(arithmetic("epur-int8"), mu=parse(mu), cell=FP32, rounding=mode, seed=4)
+    a = replace(arithmetic("epur-int8"), mu=parse(mu), cell=FP32, output=FP32, rounding=mode, seed=4)
     a = a.with_partial(a.mu)
     check(usual(6, cells=33, peepholes=False), a, order)
 
@@ -197,3 +197,16 @@ def test_padding(a, done):
     sums, bias, c = normal(rng, (1, 4, 32), (4, 19), (1, 32))
     sums[..., 19:] = c[..., 19:] = 0
     assert agreed(a, sums / 4, bias / 4, c / 4) == (len(LANES) and done)
+
+
+@pytest.mark.parametrize("mu", ["e6m14", "e7m17-sat", "fp32", "e6m20-nosub"])
+def test_underflows_of_functions(mu):
+    """tanh x is x below the normal range, rounded: never exact."""
+    a, rng = unit(mu, activation="exact"), np.random.default_rng(5)
+    (bias,) = normal(rng, (4, 32))
+    bias[1], bias[2] = 8, 0  # c is kept, nothing is added
+    least = float(a.mu.min_normal)
+    c = (rng.uniform(0.1, 4, (3, 32)) * least).astype(np.float32)
+    *_, counts, _ = outcome(a, np.zeros((3, 4, 32), np.float32), bias, c, "scalar")
+    assert counts[COUNTED.index("mu"), EVENTS.index("underflow")] > 0
+    assert agreed(a, np.zeros((3, 4, 32), np.float32), bias, c) == (len(LANES) and 6)
