@@ -154,19 +154,6 @@ def _lanes(f: Plain) -> tuple[float, ...] | None:
     )  # fmt: skip
 
 
-def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
-    """``lanes`` of float64, or None where they can't round to the format."""
-    if isinstance(f, FixedFormat):
-        unit = float(f.epsilon)
-        narrow = f.signed and f.bits <= 24
-        return (0, unit, 0.5, 1.5 * 2.0**52, float(f.max), unit, 0.0, 1.0) if narrow else None
-    normal, m = float(f.min_normal), f.mantissa_bits
-    least, flush = (normal, 0.0) if f.subnormals else (normal / 2, normal)
-    return (
-        0x7F800000, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (52 - m), float(f.max), normal, flush, 2.0**-m,
-    )  # fmt: skip
-
-
 def _double(a: Plain, b: Plain) -> bool:
     """Whether sums of values of a and b, rounded to b, may be rounded to float64 first."""
     top, unit = max(float(a.max), float(b.max)), min(_unit(a), _unit(b))
@@ -755,7 +742,7 @@ def _group(
     operands = (_multiplicand(a.weight, a.product), _multiplicand(a.input, a.product))
     bits = sum(_precision(f) for f in operands)
     flushes = not all(isinstance(f, FloatFormat) and f.subnormals for f in places)
-    path, domains = BY_EXACT, None
+    path, domains = BY_WIDE, None
     cut = NARROW if stochastic else WIDEST if a.rounding == "nearest-away" else 24
     if all(lanes) and max(map(_precision, places)) <= cut:
         path = BY_GENERAL
@@ -764,13 +751,9 @@ def _group(
             domains = _domains(a, math.prod(map(_lowest, operands)))
         if domains is not None and not (counted and domains[0]):
             path = BY_CHAIN
-    wide = [_wide_lanes(f) for f in places]
-    sums = ((a.product, a.tree), (a.tree, a.tree), (a.tree, a.accumulator))
-    if path == BY_EXACT and all(wide) and (not nearest or all(_double(*pair) for pair in sums)):
-        # Where counted, sums below the normal range, multiples of a product's least place, must be exact.
-        fine = 2.0**53 * _unit(a.product)
-        if not counted or max(float(getattr(f, "min_normal", 0)) for f in places) <= fine:
-            path, lanes = BY_WIDE, wide
+    if path == BY_WIDE:
+        sums = ((a.product, a.tree), (a.tree, a.tree), (a.tree, a.accumulator))
+        innocuous = all(_double(*pair) for pair in sums)
     if path == BY_CHAIN and _pairs(a, operands, level):
         path = BY_PAIRS
     stores = (PAIRED, WIDE) if path == BY_PAIRS else (HALF, TOP, WIDE)
@@ -790,7 +773,8 @@ def _group(
         # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
         growth = min(growth, 2 * step**5)
     near_zero = 16 * units[0] + 15 * units[1]
-    tops = [min(float(f.max), SAFE) for f in places]
+    # Nothing but 0 is sure to lie in an unsigned format's range.
+    tops = [min(float(f.max), SAFE) if getattr(f, "signed", True) else 0.0 for f in places]
     least_product = 0.0
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
@@ -802,7 +786,7 @@ def _group(
         "within": (steps[0], steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
         "limit": tops[2] / growth - subs * (near_zero + units[2]),
-        "tree_limit": min(tops[:2]) / step**5 - near_zero, "least_product": least_product,
+        "tree_limit": max(min(tops[:2]) / step**5 - near_zero, 0.0), "least_product": least_product,
         "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
             _operand(a.input, None, a.product, ranges[0]),

@@ -195,7 +195,7 @@ FORMS = {
     "epur-fp16": "chain", "epur-bf16": "pairs", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
     "epur-e4m3fn-sat": "chain", "epur-e5m7": "chain", "epur-fp16-nosub": "general",
     "epur-e8m21": "general", "epur-q5.12": "general", "epur-q3.6-wrap": "general",
-    "epur-e8m22": "wide", "epur-uq5.9": "exact", "epur-int8": "integers",
+    "epur-e8m22": "wide", "epur-uq5.9": "wide", "epur-int8": "integers",
 }  # fmt: skip
 
 
@@ -403,8 +403,8 @@ WIDE = (
     ),
     (replace(mixed(product="e4m3", tree="q5.12", accumulator="fp32"), rounding="stochastic"), True),
     (mixed(product="e4m3", tree="fp16", accumulator="q7.16"), True),
-    (mixed(product="fp32", tree="e8m22", accumulator="e8m22"), False),  # narrows
-    (arithmetic("epur-uq5.9"), False),
+    (mixed(product="fp32", tree="e8m22", accumulator="e8m22"), True),  # narrows
+    (arithmetic("epur-uq5.9"), True),
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@
  * The unit follows from the exponent of v rounded to float32: where that is one too large, v rounds to a power of two anyway.
  *
  * Results beyond the largest value, infinities and not-a-number are not treated here: the largest magnitude met is kept, and
- * a row that leaves the range is computed again by `exact_row`. Products and tree are watched only where underflows are counted:
+ * a row that leaves the range is computed again by `dot_wide.h`. Products and tree are watched only where underflows are counted:
  * else the caller knows that they keep within it. Products must not underflow in float32: the caller proves it.
  */
 
@@ -250,8 +250,9 @@ typedef struct {
     seen *n;
 } general_call;
 
-/* Vector v's rows again, by the exact path. */
-static void again(const general_call *c, const int32_t *order, ptrdiff_t v) {
+/* Vector v's rows again: by `dot_wide.h`, and by the exact path. */
+static void again(const general_call *c, const int32_t *order, ptrdiff_t v);
+static void exactly(const general_call *c, const int32_t *order, ptrdiff_t v) {
     const unsigned before = turned(NEAREST_EVEN);
     for (int q = 0; q < LOCK_ROWS; q++)
         if (order[q] < c->m->rows)

@@ -100,8 +100,8 @@ static int same_operand(const operand *a, const operand *b) {
            a->block == b->block && a->max_exp == b->max_exp && memcmp(&a->format, &b->format, sizeof a->format) == 0;
 }
 
-/* The general path where no value can leave its range, and where only the accumulator can. */
-enum { SAFELY = BY_INTEGERS, RANGED = BY_PAIRS + 1, WAYS };
+/* The general path where no value can leave its range, and where only the accumulator can; the wide one where products and sums can. */
+enum { SAFELY = BY_INTEGERS, RANGED = BY_PAIRS + 1, BEYOND, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -268,12 +268,14 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS;
             const int by_chain = narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
-            const int path = by_chain && lanes && safe                          ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
-                             : q->path == BY_WIDE && within                     ? BY_WIDE
-                             : (!narrow && q->path != BY_GENERAL) || !lanes     ? BY_EXACT
-                             : p->counted || !within                            ? BY_GENERAL
-                             : safe                                             ? SAFELY
-                                                                                : RANGED;
+            const int path = by_chain && lanes && safe                           ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
+                             : !finite || !(q->part[which] < INFINITY)            ? BY_EXACT
+                             : !within                                            ? BEYOND
+                             : q->path == BY_WIDE                                 ? BY_WIDE
+                             : !lanes                                             ? BEYOND
+                             : p->counted                                         ? BY_GENERAL
+                             : safe                                               ? SAFELY
+                                                                                  : RANGED;
             for (int way = 0; way < WAYS; way++) r->take[way][v] = path == way;
             exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
@@ -294,9 +296,10 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             if (any[way] && (way == BY_GENERAL || way == SAFELY || way == RANGED))
                 AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way],
                                                 nv, r->keys, first_sub, watching[way], k->n);
-        if (any[BY_WIDE])
-            AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[BY_WIDE], nv,
-                                         r->keys, first_sub, p->counted, k->n);
+        for (int way = BY_WIDE; way <= BEYOND; way++)
+            if (any[way] && (way == BY_WIDE || way == BEYOND))
+                AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way], nv,
+                                             r->keys, first_sub, way == BEYOND ? LIMITS : p->counted ? COUNTS : NOTHING, k->n);
         if (any[BY_EXACT])
             dot_general_scalar(m, &q->general, p->unit, q->order, q->real, r->x, sums, sum_pitch, r->take[BY_EXACT], nv, r->keys,
                                first_sub, COUNTS, k->n);
