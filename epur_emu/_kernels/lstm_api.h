@@ -44,9 +44,9 @@ typedef struct {
     int narrows;   /* whether a sum below the normal range may be inexact */
 } general;
 
-/* What `dot_general` looks out for: nothing, as no value can leave its range; whether the accumulator does; that and underflows.
- * `dot_wide`: whether any place does, and underflows. */
-enum { NOTHING, RANGE, COUNTS, LIMITS };
+/* What `dot_general` and `dot_wide` look out for, flags: whether the accumulator leaves its range (`dot_wide`: always), underflows, whether
+ * products and tree leave theirs. */
+enum { NOTHING = 0, RANGE = 1, COUNTS = 2, LIMITS = 4 };
 
 /* What the MU's fast form takes; tables are indexed by codes and hold results' codes, see `mu_narrow.h`. */
 typedef struct {

@@ -100,8 +100,8 @@ static int same_operand(const operand *a, const operand *b) {
            a->block == b->block && a->max_exp == b->max_exp && memcmp(&a->format, &b->format, sizeof a->format) == 0;
 }
 
-/* The general path where no value can leave its range, and where only the accumulator can; the wide one where products and sums can. */
-enum { SAFELY = BY_INTEGERS, RANGED = BY_PAIRS + 1, BEYOND, WAYS };
+/* The general path where no value can leave its range, where only the accumulator can, and where all can; the wide one where all can. */
+enum { SAFELY = BY_INTEGERS, RANGED = BY_PAIRS + 1, LIMITED, BEYOND, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -268,14 +268,15 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS;
             const int by_chain = narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
-            const int path = by_chain && lanes && safe                           ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
-                             : !finite || !(q->part[which] < INFINITY)            ? BY_EXACT
-                             : !within                                            ? BEYOND
-                             : q->path == BY_WIDE                                 ? BY_WIDE
-                             : !lanes                                             ? BEYOND
-                             : p->counted                                         ? BY_GENERAL
-                             : safe                                               ? SAFELY
-                                                                                  : RANGED;
+            const int single = q->path != BY_WIDE && lanes && q->part[which] * top <= q->lanes_limit;
+            const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
+                             : !finite || !(q->part[which] < INFINITY) ? BY_EXACT
+                             : q->path == BY_WIDE && within            ? BY_WIDE
+                             : !single                                 ? BEYOND
+                             : !within                                 ? LIMITED
+                             : p->counted                              ? BY_GENERAL
+                             : safe                                    ? SAFELY
+                                                                       : RANGED;
             for (int way = 0; way < WAYS; way++) r->take[way][v] = path == way;
             exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
@@ -291,15 +292,18 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                 distinct(p, q, which, BY_CHAIN, sums, k);
         }
         if (any[BY_PAIRS]) distinct(p, q, which, BY_PAIRS, sums, k);
-        static const int watching[WAYS] = {[BY_GENERAL] = COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE};
-        for (int way = BY_GENERAL; way < WAYS; way++)
-            if (any[way] && (way == BY_GENERAL || way == SAFELY || way == RANGED))
+        const int counts = p->counted ? COUNTS : NOTHING;
+        const int watching[WAYS] = {[BY_GENERAL] = RANGE | counts, [SAFELY] = NOTHING, [RANGED] = RANGE, [LIMITED] = RANGE | LIMITS | counts,
+                                    [BY_WIDE] = counts, [BEYOND] = LIMITS | counts};
+        for (int way = BY_GENERAL; way < WAYS; way++) {
+            if (!any[way] || way == BY_EXACT || way == BY_PAIRS) continue;
+            if (way == BY_WIDE || way == BEYOND)
+                AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way], nv,
+                                             r->keys, first_sub, watching[way], k->n);
+            else
                 AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way],
                                                 nv, r->keys, first_sub, watching[way], k->n);
-        for (int way = BY_WIDE; way <= BEYOND; way++)
-            if (any[way] && (way == BY_WIDE || way == BEYOND))
-                AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way], nv,
-                                             r->keys, first_sub, way == BEYOND ? LIMITS : p->counted ? COUNTS : NOTHING, k->n);
+        }
         if (any[BY_EXACT])
             dot_general_scalar(m, &q->general, p->unit, q->order, q->real, r->x, sums, sum_pitch, r->take[BY_EXACT], nv, r->keys,
                                first_sub, COUNTS, k->n);
@@ -357,7 +361,7 @@ void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv
 static void joined(const pass *p, float *sums, const float *stored, const room_t *r, uint32_t step_key, seen *n) {
     const group *q = &p->group[0];
     const ptrdiff_t size = p->blocks * 64;
-    if (p->groups == 1 && q->path <= BY_GENERAL && q->general.mode != STOCHASTIC) {
+    if (p->groups == 1 && q->path <= BY_GENERAL && q->general.mode != STOCHASTIC && q->general.place[ACCUMULATOR].least > 0) {
         memcpy(r->copy, sums, (size_t)size * sizeof *sums);
         if (AT_LEVEL(p->level, join)(&q->general, sums, stored, size, &n[ACCUMULATOR])) return;
         memcpy(sums, r->copy, (size_t)size * sizeof *sums);
