@@ -49,7 +49,7 @@ extensions = [
         "dot_stochastic.h",
         "dot_wide.h",
         "mu_narrow.h",
-        "mu_general.h",
+        "mu_wide.h",
         "underflows.h",
         "lstm_api.h",
         "lstm_int.h",
@@ -57,6 +57,7 @@ extensions = [
         "datapath.h",
         "exact.h",
         "pass.h",
+        "crew.h",
     ),
     kernel("rounding", levels("rounding"), "cpu.h", "rounding.h", "rounding_api.h"),
     kernel(

@@ -44,10 +44,11 @@ PLACES = ("weight", "input", "product", "tree", "accumulator", "mu", "cell", "ou
 STEPS = {320: 300, 1024: 100, 2048: 100}
 FORMATS = ("fp16", "bf16", "e4m3fn-sat", "int8")
 
-#: Changes of fp16; most of them take the general path, the last two float64 lanes.
+#: Changes of fp16; most of them take the general path, q7.16 and stochastic q5.12 float64 lanes.
 OTHERS: dict[str, dict[str, Any]] = {
     "q5.12": dict.fromkeys(PLACES, parse("q5.12")),
     "products in fp32": {"product": FP32},
+    "DPU in fp32": dict.fromkeys(("product", "tree", "accumulator"), FP32),
     "DPU in e6m14": dict.fromkeys(("product", "tree", "accumulator"), parse("e6m14")),
     **{mode: {"rounding": mode} for mode in MODES[1:]},
     "without subnormals": dict.fromkeys(PLACES, parse("fp16-nosub")),
@@ -55,6 +56,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "e4m3, stochastic": dict.fromkeys(PLACES, parse("e4m3")) | {"rounding": "stochastic"},
     "q7.16": dict.fromkeys(PLACES, parse("q7.16")),
     "q5.12, stochastic": dict.fromkeys(PLACES, parse("q5.12")) | {"rounding": "stochastic"},
+    "MU in fp32": dict.fromkeys(("mu", "cell"), FP32),
 }
 
 #: Farthest that an output in a format may lie from float32's: a wrong answer is not worth timing.

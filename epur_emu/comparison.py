@@ -56,14 +56,14 @@ def check_layers(model: Model, arithmetic: Arithmetic) -> None:
 
 def task(
     model: Model, arithmetic: Arithmetic, accelerator: Accelerator, level: str | None = None,
-    count: bool = True, observer: Observer | None = None,
+    count: bool = True, observer: Observer | None = None, threads: int = 1,
 ) -> Task:  # fmt: skip
     """A model's task with its networks evaluated in an arithmetic, in the accelerator's dataflow.
 
     Parameters
     ----------
     model, arithmetic, accelerator
-    level, count, observer
+    level, count, observer, threads
         As for `Engine`.
 
     Raises
@@ -89,6 +89,7 @@ def task(
             width=accelerator.width,
             count=count,
             observer=observer,
+            threads=threads,
         )
         for key, network in model.networks.items()
     }
@@ -181,6 +182,7 @@ def run(
     table: EnergyTable,
     beam: int = 1,
     events: str | os.PathLike[str] | None = None,
+    threads: int = 1,
 ) -> Run:
     """Run one input through a model in float32 and in an arithmetic on an accelerator.
 
@@ -196,6 +198,8 @@ def run(
         Hypotheses of the decoder; each is one evaluation a step, as E-PUR's batch is one.
     events : path-like, optional
         Where each access goes as an event (`Task.probe`); the trace is that file's then.
+    threads : int
+        As for `Engine`.
 
     Raises
     ------
@@ -204,7 +208,7 @@ def run(
     """
     check_layers(model, arithmetic)
     reference = task(model, ARITHMETICS["float32"], accelerator)
-    emulated = task(model, arithmetic, accelerator)
+    emulated = task(model, arithmetic, accelerator, threads=threads)
     if events is not None:
         check_probe(accelerator)
     item = emulated.read(given)

@@ -96,8 +96,8 @@ class Engine:
     count : bool
         Whether underflows in the DPU are counted; the other events always are.
     threads : int
-        Sequences, passes of a layer, forward and recurrent products, or parts of a batch of states
-        evaluated at once; results do not depend on it.
+        Sequences, passes of a layer, neurons of a pass, or parts of a batch of states evaluated at
+        once; results do not depend on it.
     observer : Observer, optional
         Is shown what goes through the passes; float32 only.
     keep : bool
@@ -540,6 +540,7 @@ def emulate(
     initial: Sequence[tuple[F32, F32]] | None = None,
     level: str | None = None,
     check_finite: bool = True,
+    threads: int = 1,
     events: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Run a sequence whose inputs are all known through a network on an accelerator.
@@ -551,7 +552,7 @@ def emulate(
     arithmetic : Arithmetic
     accelerator : Accelerator, optional
         The preset ``epur`` by default; its dataflow decides where sums are rounded.
-    alpha, initial, level, check_finite
+    alpha, initial, level, check_finite, threads
         As for `Engine` and `Engine.sequence`.
     events : path-like, optional
         Probe mode: every access is performed on models of the memories, and logged to this file as
@@ -567,10 +568,10 @@ def emulate(
         The input, the arithmetic or the sizes can't be used; the message says how to mend it.
     """
     accelerator = accelerator or Accelerator.load("epur")
-    order = dataflow_of(accelerator).rounds
     engine = Engine(
-        network, arithmetic, order, alpha, level, check_finite, accelerator.width, keep=False
-    )
+        network, arithmetic, dataflow_of(accelerator).rounds, alpha, level, check_finite,
+        accelerator.width, threads=threads, keep=False,
+    )  # fmt: skip
     # What does not fit is refused before anything is computed; another shape of inputs, by the engine.
     steps = len(np.asarray(inputs)) if np.ndim(inputs) == 2 else 0
     given = initial is not None

@@ -229,5 +229,5 @@ class Network:
                     order="C", buffersize=2**16,
                 )  # fmt: skip
                 for part in parts:
-                    digest.update(part)
+                    digest.update(np.asarray(part).data)
         return digest.hexdigest()[:16]

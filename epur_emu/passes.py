@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -80,8 +81,8 @@ _FIXED = {"saturate": _SATURATE, "wrap": _WRAP, "raise": _RAISE}
 NARROW = 11
 #: Most bits of a significand whose unit's multiples the general lanes can add and cut.
 WIDEST = 22
-#: Most codes above 0 of a fixed-point activation's table.
-CODES = 2**16
+#: Largest argument of an activation in float64 lanes.
+FARTHEST = 128
 #: Magnitudes beyond which the lanes' constants would leave float32's range.
 SAFE = 2.0**100
 
@@ -136,7 +137,7 @@ def _precision(f: Format) -> int:
 def _lanes(f: Plain, terms: bool = False) -> tuple[float, ...] | None:
     """``lanes`` of `lstm_api.h`, or None where float32 lanes can't round to the format.
 
-    With `terms`, products and sums whose magnitudes are watched: any fixed point of which float32 holds the sums.
+    With `terms`, products and sums of known magnitudes: any fixed point of which float32 holds the sums.
     """
     exponent = 0x7F800000
     if isinstance(f, FixedFormat):
@@ -155,6 +156,26 @@ def _lanes(f: Plain, terms: bool = False) -> tuple[float, ...] | None:
         exponent, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (23 - m), min(float(f.max), SAFE), normal,
         flush, 2.0**-m,
     )  # fmt: skip
+
+
+def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
+    """``lanes`` of float64, or None where they can't round to the format."""
+    if isinstance(f, FixedFormat):
+        unit = float(f.epsilon)
+        narrow = f.signed and f.bits <= 24
+        return (0, unit, 0.5, 1.5 * 2.0**52, float(f.max), unit, 0.0, 1.0) if narrow else None
+    normal, m = float(f.min_normal), f.mantissa_bits
+    least, flush = (normal, 0.0) if f.subnormals else (normal / 2, normal)
+    return (
+        0x7F800000, least, 2.0 ** -(m + 1), 1.5 * 2.0 ** (52 - m), float(f.max), normal, flush, 2.0**-m,
+    )  # fmt: skip
+
+
+def _holds(f: Plain, g: Plain) -> bool:
+    """Whether all values of g are values of f."""
+    least = float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
+    finer = _precision(g) <= _precision(f) and _unit(g) >= least
+    return f == g or (finer and g.max <= f.max)
 
 
 def _double(a: Plain, b: Plain) -> bool:
@@ -352,22 +373,15 @@ def _units(a: Arithmetic, clip: float | None) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=16)
-def _activation_tables(a: Arithmetic) -> dict[str, Any] | None:
-    """What ``mu_call`` or ``mu_tables`` need of a gate's arithmetic, or None where neither form applies."""
-    f = a.mu
-    output = f if isinstance(a.output, LinearFormat) else a.output
-    lanes = _lanes(f)
-    if not f == a.cell == output or lanes is None:
-        return None
-    fields = {
-        "format": lanes, "mode": MODES.index(a.rounding), "limit": a.limit,
-        "same": a.integer or a.accumulator == f,
-    }  # fmt: skip
-    if isinstance(f, FixedFormat):
-        more = _of_fixed(a, f)
-    else:
-        more = _of_stochastic(a, f) if a.rounding == "stochastic" else _of_narrow(a, f)
-    return None if more is None else fields | more
+def _multifunctional(a: Arithmetic) -> dict[str, Any] | None:
+    """What ``mu_call`` or ``mu_wides`` need of a gate's arithmetic, or None where neither form applies."""
+    output = a.mu if isinstance(a.output, LinearFormat) else a.output
+    places = (a.mu, a.cell, output)
+    found = _of_narrow(a) if places == (a.mu,) * 3 else None
+    if found is None:
+        wide = [_wide_lanes(f) for f in places]
+        found = None if None in wide or a.limit > FARTHEST else {"places": wide}
+    return found and found | {"limit": a.limit}
 
 
 def _store(f: FloatFormat) -> int | None:
@@ -379,42 +393,17 @@ def _store(f: FloatFormat) -> int | None:
     return TOP if f.mantissa_bits <= 7 else None
 
 
-def _of_narrow(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
-    store = _store(f)
-    if store is None:
+def _of_narrow(a: Arithmetic) -> dict[str, Any] | None:
+    f, lanes = a.mu, _lanes(a.mu)
+    store = _store(f) if isinstance(f, FloatFormat) else None
+    if lanes is None or store is None or a.rounding == "stochastic":
         return None
     tables = [kernels.activation_table(_units(a, None), tangent, store) for tangent in (0, 1)]
     if any(t is None for t in tables):
         return None
-    return {"store": store, "sigmoid": tables[0], "tanh": tables[1]}
-
-
-def _of_stochastic(a: Arithmetic, f: FloatFormat) -> dict[str, Any] | None:
-    store, unit = _store(f), _units(a, None)
-    # Functions have rational values at 0, 1/2 the least of them.
-    if store is None or a.segments is not None or f.min_normal > 0.5:
-        return None
-    tables = [kernels.cut_table(unit, tangent, store) for tangent in (0, 1)]
-    if any(t is None for t in tables):
-        return None
     return {
-        "store": store, "method": unit[2], "middle": 0, "per_unit": 0.0, "functions": tables, "lost": None,
-    }  # fmt: skip
-
-
-def _of_fixed(a: Arithmetic, f: FixedFormat) -> dict[str, Any] | None:
-    middle = int(Fraction(a.limit) / f.epsilon)
-    if a.rounding == "stochastic" or middle > CODES or f.fraction_bits > 60:
-        return None
-    tables = []
-    for tangent in (0, 1):
-        table = kernels.fixed_table(_units(a, None), tangent, middle)
-        if table is None:
-            return None
-        tables.append(table)
-    return {
-        "store": WIDE, "method": 0, "middle": middle, "per_unit": 2.0**f.fraction_bits,
-        "functions": [t[0] for t in tables], "lost": [t[1] for t in tables],
+        "format": lanes, "mode": MODES.index(a.rounding), "store": store,
+        "sigmoid": tables[0], "tanh": tables[1],
     }  # fmt: skip
 
 
@@ -450,6 +439,23 @@ def _scratch(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDA
         kept = np.empty(size, dtype)
         setattr(_kept, name, kept)
     return kept[:size].reshape(shape)
+
+
+@contextmanager
+def _crew(threads: int) -> Iterator[tuple[kernels.Crew | None, int]]:
+    """Threads for a pass, and how many they are with one's own; none if that is alone."""
+    parts = min(threads, kernels.MOST_PARTS)
+    if parts < 2:
+        yield None, 1
+        return
+    crew = kernels.Crew(parts)
+    with ThreadPoolExecutor(parts - 1) as others:
+        try:
+            for part in range(1, parts):
+                others.submit(crew.assist, part)
+            yield crew, parts
+        finally:
+            crew.dismiss()
 
 
 @dataclass
@@ -507,11 +513,14 @@ class PackedPass:
             group["counts_input"] = form not in [gates[k].input for k in range(members[0])]
             groups.append(group)
         units = [_units(a, layer.clip) for a in gates]
-        mu = None
-        tables = [_activation_tables(a) for a in gates]
-        if len({_mu(a) for a in gates}) == 1 and tables[0] is not None:
-            same = all(t is not None and t["same"] for t in tables)
-            mu = {**tables[0], "same": same, "clip": min(units[0][4], gates[0].limit)}
+        mu = _multifunctional(gates[0]) if len({_mu(a) for a in gates}) == 1 else None
+        # In lanes c_t for a peephole is rounded in the mode.
+        nearest = gates[0].rounding == "nearest-even"
+        if layer.peepholes is not None and not nearest and not _holds(gates[0].mu, gates[0].cell):
+            mu = None
+        if mu is not None:
+            same = all(a.integer or a.accumulator == a.mu for a in gates)
+            mu = mu | {"same": same, "clip": min(units[0][4], gates[0].limit)}
         bias = np.stack([_side(layer.bias[n], a, counts) for n, a in enumerate(gates)])
         peep = None
         if layer.peepholes is not None:
@@ -557,12 +566,12 @@ class PackedPass:
             out[..., :cells] = round_to(v, unraising(what))
         return out
 
-    def _arrays(self, count: int, slot: int = 0) -> _Sums:
+    def _arrays(self, count: int) -> _Sums:
         rows = self.width // LANES * 4
-        sums = _scratch(f"sums {slot}", (count, rows + 1, LANES), np.float32)
+        sums = _scratch("sums", (count, rows + 1, LANES), np.float32)
         isums = None
         if self.integers:
-            isums = _scratch(f"integers {slot}", (self.groups, count, rows * LANES), np.int32)
+            isums = _scratch("integers", (self.groups, count, rows * LANES), np.int32)
         return sums, isums, np.empty((count, self.groups))
 
     def sequence(
@@ -578,8 +587,7 @@ class PackedPass:
         counts : int64 array of shape (8, 3)
             Of `COUNTED` places and `EVENTS`; added to.
         threads : int
-            With more than one, the forward products of a block of time steps are computed during the
-            recurrent ones of the block before.
+            They share the neurons of each time step.
         """
         x = np.require(inputs, np.float32, ["C", "A"])
         out = np.empty((len(x), self.width), np.float32)
@@ -589,44 +597,22 @@ class PackedPass:
         starts = list(range(0, len(x), block))
         if self.layer.reverse:
             starts.reverse()
-        # Of forward and recurrent products apart.
-        seen = np.zeros((2, len(COUNTED), len(EVENTS) + 1), np.int64)
-        raised = np.full((len(starts), 2, 1), -1, np.int64)
-        rooms = [_scratch(f"room {n}", (self.compiled.room(block),), np.int8) for n in range(2)]
-
-        def forward(number: int, sums: _Sums) -> None:
-            start, values = starts[number], x[starts[number] : starts[number] + block]
-            self.compiled.forward(values, *sums, start, 1, seen[0], raised[number, 0], rooms[0])
-            if separate:
-                if sums[1] is not None:
-                    self.compiled.convert(sums[0], sums[1], start, seen[0])
-                self._store(sums[0], seen[0])
-
-        def recurrent(number: int, sums: _Sums) -> None:
-            start, values = starts[number], out[starts[number] : starts[number] + block]
-            self.compiled.recurrent(
-                *sums, separate, state, cell, values, self.layer.reverse, start, seen[1], raised[number, 1],
-                rooms[1],
-            )  # fmt: skip
-
-        arrays = [
-            self._arrays(min(block, len(x) - start), n % 2 if threads > 1 else 0)
-            for n, start in enumerate(starts)
-        ]
-        if threads == 1 or len(starts) < 2:
-            for n, sums in enumerate(arrays):
-                forward(n, sums)
-                recurrent(n, sums)
-        else:
-            with ThreadPoolExecutor(1) as ahead:
-                coming = ahead.submit(forward, 0, arrays[0])
-                for n, sums in enumerate(arrays):
-                    coming.result()
-                    if n + 1 < len(arrays):
-                        coming = ahead.submit(forward, n + 1, arrays[n + 1])
-                    recurrent(n, sums)
-        places = raised[raised >= 0]
-        self._taken(seen.sum(0), int(places[0]) if len(places) else -1, counts)
+        seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
+        with _crew(min(threads, self.width // LANES)) as (crew, parts):
+            room = _scratch("room", (self.compiled.room(block, parts),), np.int8)
+            for start in starts:
+                values, results = x[start : start + block], out[start : start + block]
+                sums = self._arrays(len(values))
+                self.compiled.forward(values, *sums, start, 1, seen, raised, crew, room)
+                if separate:
+                    if sums[1] is not None:
+                        self.compiled.convert(sums[0], sums[1], start, seen)
+                    self._store(sums[0], seen)
+                self.compiled.recurrent(
+                    *sums, separate, state, cell, results, self.layer.reverse, start, seen, raised, crew,
+                    room,
+                )  # fmt: skip
+        self._taken(seen, int(raised[0]), counts)
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
 
@@ -644,10 +630,10 @@ class PackedPass:
         x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
-        room = _scratch("room 0", (self.compiled.room(max(len(x), 1)),), np.int8)
+        room = _scratch("room", (self.compiled.room(max(len(x), 1)),), np.int8)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
-        self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, room)
+        self.compiled.forward(x, sums, isums, bound, index, 0, seen, raised, None, room)
         self.compiled.step(sums, isums, bound, state, cell, index, 0, seen, raised, room)
         self._taken(seen, int(raised[0]), counts)
         cells = self.layer.cells
@@ -809,7 +795,7 @@ def _exact_sums(a: Arithmetic) -> bool:
 
 
 def _in_lanes(a: Arithmetic, cut: int) -> bool:
-    """Whether float32 lanes can round products and sums of trees to formats that have lanes; cut: most bits for the mode."""
+    """Whether float32 lanes round products and trees to formats that have lanes of at most `cut` bits."""
     if _exact_sums(a):
         return True
     pair = (a.product, a.tree)
@@ -824,7 +810,7 @@ def _lanes_limit(a: Arithmetic) -> float:
     """Largest magnitude of a sub-vector's sums that float32 lanes round rightly."""
     limit = 2.0**90
     for f in (a.product, a.tree):
-        if isinstance(f, FixedFormat) and (f.max_code >= 2**22 or f.overflow == "wrap"):
+        if isinstance(f, FixedFormat) and (f.max_code >= 2**22 - 1 or f.overflow == "wrap"):
             limit = min(limit, 2.0**22 * _unit(f))
     wraps = getattr(a.product, "overflow", "") == "wrap"
     if a.rounding == "stochastic" and _exact_sums(a) and (wraps or _precision(a.product) > NARROW):
@@ -894,12 +880,9 @@ def _integer_group(
         _, cells, inputs = matrix.shape
         codes.append(IntegerMatrix.gather(cells, inputs, weight, given, parts))
     scale = _blocked(multipliers(s, given), np.float64)
-    with np.errstate(all="ignore"):
-        single = scale.astype(np.float32)
-    normal = np.abs(single[single != 0]).min(initial=np.inf) >= FP32.min_normal
     return {
         "path": BY_INTEGERS, "codes": codes, "width": [(wide.bits, _FIXED[wide.overflow])] * 4, "scale": scale,
-        "lanes_scale": single if normal and np.array_equal(single, scale) else None,
+        "result": _wide_lanes(a.mu),
         "operand": (_codes(given, ranges[0]), _codes(given, ranges[1])),
     }  # fmt: skip
 

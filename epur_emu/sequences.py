@@ -202,6 +202,7 @@ def run(
     table: EnergyTable,
     name: str | None = None,
     events: str | os.PathLike[str] | None = None,
+    threads: int = 1,
 ) -> SequenceRun:
     """Run a sequence through one of a model's networks in float32 and on an accelerator.
 
@@ -216,6 +217,7 @@ def run(
     name : str, optional
         The network's, where the model has several.
     events : path-like, optional
+    threads : int
         As for `emulate`.
 
     Raises
@@ -242,7 +244,7 @@ def run(
         if any(key not in alpha for p in network.passes for key in (p.name, f"{p.name}.input")):
             alpha, calibrated = calibrate(network, parts), "inputs"
     theirs = _emulate(network, parts, ARITHMETICS["float32"], accelerator, alpha)
-    ours = _emulate(network, parts, arithmetic, accelerator, alpha, events)
+    ours = _emulate(network, parts, arithmetic, accelerator, alpha, events, threads)
     layers = []
     stats = {found.name: found for found in ours.stats}
     for passes, a, b in zip(network.layers, ours.layers, theirs.layers, strict=True):
@@ -264,12 +266,16 @@ def run(
 
 def _emulate(
     network: Network, parts: list[F32], arithmetic: Arithmetic, accelerator: Accelerator,
-    alpha: dict[str, float], events: str | os.PathLike[str] | None = None,
+    alpha: dict[str, float], events: str | os.PathLike[str] | None = None, threads: int = 1,
 ) -> Result:  # fmt: skip
     """Run one sequence, or several as a batch whose outputs stand one after another."""
     if len(parts) == 1:
-        return emulate(network, parts[0], arithmetic, accelerator, alpha, events=events)
-    done = emulate_batch(network, parts, arithmetic, accelerator, alpha, events=events)
+        return emulate(
+            network, parts[0], arithmetic, accelerator, alpha, threads=threads, events=events
+        )
+    done = emulate_batch(
+        network, parts, arithmetic, accelerator, alpha, threads=threads, events=events
+    )
     layers = tuple(np.concatenate(same) for same in zip(*done.layers, strict=True))
     return Result(
         layers[-1], layers, done.trace, done.cycles, done.stats, done.timing, done.policies

@@ -15,6 +15,7 @@ import pytest
 
 from epur_emu import accelerator, cli
 from epur_emu.comparison import load_model
+from epur_emu.emulator import Engine
 
 MODEL = "translate-en-de"
 PRESETS = Path(accelerator.__file__).parent / "data" / "accelerators"
@@ -123,6 +124,21 @@ def test_run_for_people(capsys):
 
 def test_run_takes_an_example_where_no_input_is_given(capsys, run):
     assert json_of(capsys, "run", MODEL, SENTENCE)["cycles"] == run[0]["cycles"]
+
+
+def test_threads_change_nothing(capsys, run, monkeypatch):
+    taken = set()
+    made = Engine.__init__
+
+    def noted(engine, *given, **named):
+        made(engine, *given, **named)
+        taken.add(engine.threads)
+
+    monkeypatch.setattr(Engine, "__init__", noted)
+    found = json_of(capsys, "run", MODEL, SENTENCE, "--threads", 3)
+    assert taken == {1, 3}  # of float32, and of the emulated networks
+    assert found["layers"] == run[0]["layers"]
+    assert found["emulated"]["text"] == run[0]["emulated"]["text"]
 
 
 def test_accelerators_differ_where_they_should(capsys, run):

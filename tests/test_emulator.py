@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from threading import active_count
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ from epur_emu import (
     emulate,
     oracle,
 )
-from epur_emu.arithmetic import arithmetic
+from epur_emu.arithmetic import Override, arithmetic
 from epur_emu.errors import FormatError, NetworkError
-from epur_emu.formats import FP16, MODES, FixedFormat, parse
-from epur_emu.passes import BLOCK, COUNTED, EVENTS, level_number, levels
+from epur_emu.formats import FP16, FP32, MODES, FixedFormat, parse
+from epur_emu.passes import BLOCK, COUNTED, EVENTS, PackedPass, level_number, levels
 
 EPUR = ARITHMETICS["epur-fp16"]
 KEPT = EPUR.with_partial(FP16)
@@ -400,7 +401,7 @@ def every(*names, modes=MODES):
     ]
 
 
-#: What float64 lanes take, float32 lanes with the accumulator in float64, and these where codes wrap or saturate.
+#: What float64 lanes take, and float32 lanes, with the accumulator in float64, where codes wrap or saturate.
 RANGES = (
     *((a, "wide") for a in every("e8m22", "uq0.24", modes=("nearest-even", "up"))),
     *((a, "wide") for a in every("fp32", modes=("nearest-away", "stochastic"))),
@@ -414,6 +415,7 @@ RANGES = (
     (mixed(product="bf16", tree="q7.16", accumulator="bf16"), "general"),
     (mixed(product="q7.16", tree="bf16", accumulator="q7.16-wrap"), "general"),
     (mixed(product="q3.4-wrap", tree="fp16", accumulator="uq3.4-wrap"), "wide"),
+    (replace(mixed(tree="q2.20", accumulator="e6m1"), rounding="nearest-away"), "general"),
     (mixed(product="e4m3", tree="e4m3fn", accumulator="fp16-sat"), "chain"),
     (mixed(product="fp16", tree="bf16-sat", accumulator="q5.12"), "wide"),
     (mixed(product="fp32", tree="e8m22", accumulator="e8m22"), "wide"),
@@ -489,10 +491,44 @@ def test_blocks_of_time_steps_do_not_show(steps, reverse):
             check(case, a, order, levels()[-1:])
 
 
+SEVERAL = [
+    *FAST[::2],
+    (replace(KEPT, overrides=(Override("pass", "f", (("accumulator", FP32), ("mu", FP32))),)), "gates"),
+]
+
+
+@pytest.mark.parametrize(("a", "path"), SEVERAL, ids=label)
+def test_threads_that_share_neurons(a, path):
+    """Rows in fours, blocks that are no multiple of the threads, and more threads than blocks."""
+    case = usual(13, cells=70, steps=3)
+    for order in ORDERS:
+        for count in (True, False):
+            one = engine(case.layer, a, order, count=count)
+            wanted = one.sequence(case.x, [case.state])[0]
+            for threads in (2, 3, 9):
+                run = engine(case.layer, a, order, count=count, threads=threads)
+                assert same_bits(run.sequence(case.x, [case.state])[0], wanted)
+                assert run.stats == one.stats
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_threads_are_let_go(error, monkeypatch):
+    case, before = usual(13, cells=70), active_count()
+
+    def fails(*_):
+        assert active_count() == before + 2
+        raise error
+
+    monkeypatch.setattr(PackedPass, "_store", fails)
+    with pytest.raises(error):
+        engine(case.layer, EPUR, "epur-mwl", threads=3).sequence(case.x)
+    assert active_count() == before
+
+
 @pytest.mark.parametrize("order", ORDERS)
-def test_forward_products_in_a_thread_of_their_own(order):
+def test_threads_over_several_blocks_of_time_steps(order):
     rng = np.random.default_rng(11)
-    network, x = stacked(rng), rng.normal(size=(3 * BLOCK + 5, 6)).astype(np.float32)
+    network, x = stacked(rng, (21, 18)), rng.normal(size=(3 * BLOCK + 5, 6)).astype(np.float32)
     alpha = calibrate(network, [x]) | {f"{p.name}.input": 3.0 for p in network.passes}
     for a in (EPUR, ARITHMETICS["epur-int8"]):
         one, two, many = (Engine(network, a, order, alpha, threads=n) for n in (1, 2, 5))
@@ -505,13 +541,13 @@ def test_forward_products_in_a_thread_of_their_own(order):
 
 def test_a_sum_left_its_range_in_a_thread():
     """The first place that raised is named, whichever thread was there."""
-    layer = usual(0, 4, 3, steps=2).layer
+    layer = usual(0, 4, 40, steps=2).layer
     x = np.zeros((3 * BLOCK, 4), np.float32)
     x[BLOCK // 2 :] = 1.0
     narrow = FixedFormat(9, 0, overflow="raise")
     a = replace(ARITHMETICS["epur-int8"], product=narrow, tree=narrow, accumulator=narrow)
     messages = set()
-    for threads in (1, 2):
+    for threads in (1, 2, 3):
         with pytest.raises(NetworkError) as caught:
             engine(layer, a, threads=threads).sequence(x)
         messages.add(str(caught.value))
@@ -581,7 +617,7 @@ def forward(layer, x, a, level):
     room = np.empty(packed.compiled.room(len(x)), np.uint8).view(np.int8)
     packed.compiled.forward(
         np.ascontiguousarray(x, np.float32), sums, None, bound, 0, 1, np.zeros((8, 4), np.int64),
-        np.full(1, -1, np.int64), room,
+        np.full(1, -1, np.int64), None, room,
     )  # fmt: skip
     return sums[:, :-1].reshape(len(x), -1, 4, 16)[:, :, 0].reshape(len(x), -1)
 

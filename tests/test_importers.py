@@ -881,10 +881,12 @@ def imported(tmp_path: Path, capsys: Any) -> Path:
 
 def test_run_without_a_task(imported: Path, capsys: Any) -> None:
     assert "a, b; name one" in epur(capsys, "run", imported)[2]
-    ran = json_of(capsys, "run", imported, "--network", "b", "--steps", 7, "--seed", 3)
+    command = ("run", imported, "--network", "b", "--steps", 7)
+    ran = json_of(capsys, *command, "--seed", 3)
     assert ran["model"] == "mine"
     assert ran["emulated"]["output"]["shape"] == [7, C]
-    again = json_of(capsys, "run", imported, "--network", "b", "--steps", 7, "--seed", 4)
+    assert json_of(capsys, *command, "--seed", 3, "--threads", 2) == ran
+    again = json_of(capsys, *command, "--seed", 4)
     assert again["emulated"] != ran["emulated"]
     status, text, _ = epur(capsys, "run", imported, "--network", "a", "--accelerator", "epur-mwl")
     assert status == 0

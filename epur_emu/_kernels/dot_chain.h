@@ -11,7 +11,7 @@
  *   sum      s = a + b;  r = C s - round(C s - s)                     for any float32 s
  *   product  p = w x;  t = C max(|p|, 1.5 least normal);  r = round(t + p) - t
  * where below 1.5 least normal the sum has the format's least place as its last. A sum below the normal range is a multiple of
- * that place and exact. C = 1 in the first and C = 0 in the second leave v as it is: float32. Neither form, nor C x, overflows to
+ * that place and exact. C = 1 in the first and C = 0 in the second leave v as it is: float32 (a form of its own where all do). Neither form, nor C x, overflows to
  * infinity, and no product may underflow in float32: the caller proves both beforehand. A zero may come out with either sign.
  *
  * Products and tree without subnormals: v is rounded as if it were normal, and a result below the least normal value becomes 0. All
@@ -112,20 +112,24 @@ typedef struct {
     const float *x, *scaled;
 } inputs;
 
+/* What becomes of results: rounded as above; the same, flushed; all are float32 and stay as the processor has them. */
+enum { ROUNDS, FLUSHES, KEEPS };
+
 /* One addition: its C, and what takes the second term to the first one's domain. */
 typedef struct {
     float c, by;
 } addition;
 INLINE addition in_tree(const chain *k) { return (addition){k->tree, 1.0f}; }
-INLINE addition in_acc(const chain *k, const int flushes) { return (addition){k->acc, flushes ? k->join : 1.0f}; }
+INLINE addition in_acc(const chain *k, const int form) { return (addition){k->acc, form == FLUSHES ? k->join : 1.0f}; }
 
-INLINE vf added(vf a, vf b, const addition to, const int flushes) {
+INLINE vf added(vf a, vf b, const addition to, const int form) {
     const vf s = to.by == 1.0f ? vf_add(a, b) : vf_madd(b, vf_set(to.by), a);
-    return flushes ? vf_normal(s) : s;
+    return form == FLUSHES ? vf_normal(s) : s;
 }
-INLINE void pairs(vf *a, const vf *b, const addition to, const int flushes) {
+INLINE void pairs(vf *a, const vf *b, const addition to, const int form) {
     vf y[LOCK];
-    EACH a[i] = added(a[i], b[i], to, flushes);
+    EACH a[i] = added(a[i], b[i], to, form);
+    if (form == KEEPS) return;
     EACH y[i] = vf_mul(a[i], vf_set(to.c - 1.0f));
     EACH a[i] = vf_msub(a[i], vf_set(to.c), y[i]);
 }
@@ -140,12 +144,20 @@ INLINE void count_below(vc *below, const vf *p, const vf *w, float x, const chai
 /* s = the sums of the products v x[j] and w x[j + 1]; meanwhile a = a + b, of sums that are ready, so that their operations
  * and those of the products fill each other's waiting times. */
 INLINE void products(vf *s, const vf *v, const vf *w, int j, const inputs *in, vf *a, const vf *b, const addition to,
-                     const chain *k, const int flushes, vc *below) {
+                     const chain *k, const int form, vc *below) {
     const vf least = vf_set(k->least * k->product), up = vf_set(1.0f + 1.0f / k->product);
+    const int flushes = form == FLUSHES;
     vf t[LOCK], u[LOCK], p[LOCK], z[LOCK];
+    if (form == KEEPS) {
+        EACH s[i] = vf_mul(v[i], vf_set(in->x[j]));
+        EACH p[i] = vf_mul(w[i], vf_set(in->x[j + 1]));
+        if (b) EACH a[i] = vf_add(a[i], b[i]);
+        EACH s[i] = vf_add(s[i], p[i]);
+        return;
+    }
     EACH t[i] = vf_mul(v[i], vf_set(in->scaled[j]));
     EACH u[i] = vf_mul(w[i], vf_set(in->scaled[j + 1]));
-    if (b) EACH a[i] = added(a[i], b[i], to, flushes);
+    if (b) EACH a[i] = added(a[i], b[i], to, form);
     if (!flushes) EACH t[i] = vf_absmax(t[i], least);
     if (b) EACH z[i] = vf_mul(a[i], vf_set(to.c - 1.0f));
     if (!flushes) EACH u[i] = vf_absmax(u[i], least);
@@ -155,17 +167,17 @@ INLINE void products(vf *s, const vf *v, const vf *w, int j, const inputs *in, v
     if (b) EACH a[i] = vf_msub(a[i], vf_set(to.c), z[i]);
     EACH p[i] = flushes ? vf_normal(vf_sub(p[i], u[i])) : vf_sub(p[i], u[i]);
     if (below) count_below(below, s, v, in->x[j], k), count_below(below, p, w, in->x[j + 1], k);
-    pairs(s, p, in_tree(k), flushes);
+    pairs(s, p, in_tree(k), form);
 }
 
 /* One sub-vector. The last sums of its tree are left to the next one: halves 0 and 1 are the sums of its first and last
  * eight products, and what comes in there goes into acc. */
 #define PRODUCTS(load, j, s, a, b, to) \
-    load(v, at, from, j), load(w, at, from, (j) + 1), products(s, v, w, j, in, a, b, to, k, flushes, below);
+    load(v, at, from, j), load(w, at, from, (j) + 1), products(s, v, w, j, in, a, b, to, k, form, below);
 #define DEFINE_TREE(name, type, load)                                                                          \
     INLINE void name(vf half[2][LOCK], float *acc, const type *at, ptrdiff_t from, const inputs *in, const chain *k, \
-                     const int flushes, vc *below) {                                                           \
-        const addition tree = in_tree(k), last = in_acc(k, flushes);                                           \
+                     const int form, vc *below) {                                                              \
+        const addition tree = in_tree(k), last = in_acc(k, form);                                              \
         vf v[LOCK], w[LOCK], a[LOCK], b[LOCK], c[LOCK], d[LOCK], sum[LOCK];                                    \
         PRODUCTS(load, 0, a, half[0], half[1], tree)                                                           \
         fetch(sum, acc);                                                                                       \
@@ -177,7 +189,7 @@ INLINE void products(vf *s, const vf *v, const vf *w, int j, const inputs *in, v
         PRODUCTS(load, 10, d, a, c, tree)                                                                      \
         PRODUCTS(load, 12, c, b, d, tree)                                                                      \
         PRODUCTS(load, 14, d, NULL, NULL, tree)                                                                \
-        pairs(c, d, tree, flushes), pairs(b, c, tree, flushes);                                                \
+        pairs(c, d, tree, form), pairs(b, c, tree, form);                                                      \
         EACH half[0][i] = a[i], half[1][i] = b[i];                                                             \
     }
 DEFINE_TREE(tree_half, codes, load_half)
@@ -185,10 +197,10 @@ DEFINE_TREE(tree_top, codes, load_top)
 DEFINE_TREE(tree_wide, float, load_wide)
 
 /* The last sub-vector's tree into acc. */
-INLINE void finish(vf half[2][LOCK], float *acc, const chain *k, const int flushes) {
+INLINE void finish(vf half[2][LOCK], float *acc, const chain *k, const int form) {
     vf sum[LOCK];
-    pairs(half[0], half[1], in_tree(k), flushes);
-    fetch(sum, acc), pairs(sum, half[0], in_acc(k, flushes), flushes), put(acc, sum);
+    pairs(half[0], half[1], in_tree(k), form);
+    fetch(sum, acc), pairs(sum, half[0], in_acc(k, form), form), put(acc, sum);
 }
 
 /* `used` vectors' sums into another domain. */
@@ -216,12 +228,12 @@ INLINE void ahead(const codes *at, ptrdiff_t s, ptrdiff_t subs) {
         for (int k = 0; k < 256; k += 32) __builtin_prefetch(at->row[r] + from * 256 + k);
 }
 
-/* `counted` and `flushes` are constants where this is called, so that other forms have no trace of them. */
+/* `counted` and `form` are constants where this is called, so that other forms have no trace of them. */
 INLINE void chain_rows(
     const matrix *m, const chain constants, const int32_t *order, ptrdiff_t count, const float *x, float *acc,
-    ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, const int counted, const int flushes, int64_t *underflow) {
+    ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, const int counted, const int form, int64_t *underflow) {
     const chain *k = &constants;
-    const float domain = k->domain * k->join, factor = flushes ? k->product * k->domain : k->product;
+    const float domain = k->domain * k->join, factor = form == FLUSHES ? k->product * k->domain : k->product;
     float wide[16 * LANES] ALIGNED, scaled[16] ALIGNED;
     float sums[TILE * LANES] ALIGNED; /* side by side, where rows of `acc` may share one cache set */
     for (ptrdiff_t r = 0; r < count; r += LOCK_ROWS) {
@@ -238,7 +250,7 @@ INLINE void chain_rows(
                 vc seen_below = vc_zero(), *below = counted ? &seen_below : NULL;
                 if (!used) continue;
                 for (ptrdiff_t u = 0; u < used; u++) gather_lanes(sums + u * LANES, a + place[u] * pitch, order + r);
-                if (flushes) rescale(sums, used, domain);
+                if (form == FLUSHES) rescale(sums, used, domain);
                 float *before = sums;
                 vf half[2][LOCK]; /* begins with a tree of +0: adds nothing */
                 EACH half[0][i] = half[1][i] = vf_set(0.0f);
@@ -248,26 +260,26 @@ INLINE void chain_rows(
                     xs += place[0] * 16;
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         const inputs in = {xs, scaled};
-                        scale(scaled, xs, factor);
+                        if (form != KEEPS) scale(scaled, xs, factor);
                         ahead(&at, s, m->subs);
                         if (m->store == HALF)
-                            tree_half(half, sums, &at, s * 256, &in, k, flushes, below);
+                            tree_half(half, sums, &at, s * 256, &in, k, form, below);
                         else
-                            tree_top(half, sums, &at, s * 256, &in, k, flushes, below);
+                            tree_top(half, sums, &at, s * 256, &in, k, form, below);
                     }
                 } else {
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         widen(wide, &shifted, order + r, s); /* one conversion of the weights serves all vectors */
                         for (ptrdiff_t u = 0; u < used; u++) {
                             const inputs in = {xs + place[u] * 16, scaled};
-                            scale(scaled, in.x, factor);
-                            tree_wide(half, before, wide, 0, &in, k, flushes, below);
+                            if (form != KEEPS) scale(scaled, in.x, factor);
+                            tree_wide(half, before, wide, 0, &in, k, form, below);
                             before = sums + u * LANES;
                         }
                     }
                 }
-                finish(half, before, k, flushes);
-                if (flushes) rescale(sums, used, 1.0f / domain);
+                finish(half, before, k, form);
+                if (form == FLUSHES) rescale(sums, used, 1.0f / domain);
                 for (ptrdiff_t u = 0; u < used; u++) scatter_lanes(a + place[u] * pitch, sums + u * LANES, order + r);
                 if (counted) *underflow += vc_sum(seen_below);
             }
@@ -282,9 +294,9 @@ static __attribute__((noinline)) void chain_flushing(
     const float c = k->product;
     const chain uniform = {c, c, c, k->least, k->normal, k->domain, 1.0f};
     if (memcmp(k, &uniform, sizeof uniform) == 0)
-        chain_rows(m, uniform, order, count, x, acc, pitch, take, nv, 0, 1, NULL);
+        chain_rows(m, uniform, order, count, x, acc, pitch, take, nv, 0, FLUSHES, NULL);
     else
-        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, 1, NULL);
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, FLUSHES, NULL);
 }
 
 /* acc[v] += W x[v] for the vectors that are to be taken and the rows in `order`.
@@ -305,11 +317,13 @@ void LEVEL(dot_chain)(const matrix *m, const chain *k, const int32_t *order, ptr
         chain_flushing(m, k, order, count, x, acc, pitch, take, nv);
         flushing_no_more(before);
     } else if (underflow)
-        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 1, 0, underflow);
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 1, ROUNDS, underflow);
+    else if (k->tree == 1.0f && k->acc == 1.0f && c == 0.0f)
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, KEEPS, NULL);
     else if (memcmp(k, &half, sizeof half) == 0)
-        chain_rows(m, half, order, count, x, acc, pitch, take, nv, 0, 0, NULL);
+        chain_rows(m, half, order, count, x, acc, pitch, take, nv, 0, ROUNDS, NULL);
     else if (c == k->tree && c == k->acc)
-        chain_rows(m, uniform, order, count, x, acc, pitch, take, nv, 0, 0, NULL);
+        chain_rows(m, uniform, order, count, x, acc, pitch, take, nv, 0, ROUNDS, NULL);
     else
-        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, 0, NULL);
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, ROUNDS, NULL);
 }

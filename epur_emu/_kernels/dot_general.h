@@ -53,7 +53,7 @@ typedef struct {
 } events;
 #define NO_EVENTS ((events){vc_zero(), vc_zero(), vc_zero(), vf_set(0.0f)})
 
-/* Constants of a place's range, as `wide_place` has them; `far` as FAR. */
+/* Constants of a place's range, as `ranged_place` has them; `far` as FAR. */
 typedef struct {
     float max, min, above, below, edge, span, far;
     int wraps, takes_nan, takes_infinity;
@@ -248,7 +248,7 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, c
 typedef struct {
     lanes place[3];
     range limit[3];
-    wide_place last; /* the accumulator */
+    ranged_place last; /* the accumulator */
     int mode, innocuous, within[3], exact_below, exact_last; /* exact: sums below the normal range; in the accumulator */
 } operations;
 
@@ -386,7 +386,7 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
     const fmt *formats = c->u[c->order[0] & 3].place;
     float wide[16 * LANES] ALIGNED, level[8 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
     uint32_t key_a[TILE * LANES] ALIGNED, key_b[TILE * LANES] ALIGNED;
-    operations o = {.last = wide_of(formats + ACCUMULATOR, mode), .exact_below = !c->g->narrows};
+    operations o = {.last = ranged_of(formats + ACCUMULATOR, mode), .exact_below = !c->g->narrows};
     o.exact_last = formats[TREE].kind == FIXED && formats[ACCUMULATOR].kind == FIXED &&
                    formats[ACCUMULATOR].places >= formats[TREE].places;
     for (int p = 0; p < 3; p++)

@@ -5,12 +5,43 @@
 /* Forms: any places without subnormals, any others, fixed-point places whose sums are exact. */
 enum { FLUSHING, GRADUAL, FIXED_SUMS };
 
-/* Constants of a place; `whole` all bits for fixed point, of which only what becomes 0 underflows, else none. `above` and `below` are what
- * results beyond max and min become, unless they are beyond `edge`; span: of all codes, 0: does not wrap. */
+/* Constants of a place; `whole` all bits for fixed point, of which only what becomes 0 underflows, else none. */
 typedef struct {
-    vd mask, least, part, magic, flush, normal, whole, max, min, above, below, edge, span;
-    int wraps, takes_nan, takes_infinity; /* takes: to 0, to not-a-number */
+    vd mask, least, part, magic, flush, normal, whole;
 } wide_place;
+
+static inline wide_place wide_of(const lanes *f, int mode) {
+    const double part = mode == STOCHASTIC ? f->one * 0x1p-12 : f->half;
+    const uint64_t bits = f->mask ? 0 : ~(uint64_t)0;
+    double whole;
+    memcpy(&whole, &bits, sizeof whole);
+    return (wide_place){vd_set(f->mask ? INFINITY : 0.0), vd_set(f->least), vd_set(part), vd_set(f->magic), vd_set(f->flush),
+                        vd_set(f->normal), vd_set(whole)};
+}
+
+/* v to the place's units, but for what is to be flushed; constants: whether all places are fixed-point, whether infinities go through. */
+INLINE vd wide_units_of(vd v, const wide_place *f, const int mode, const int fixed, const int infinite, ve *word, ve key) {
+    vd scale = fixed ? f->least : vd_max(vd_and(v, f->mask), f->least);
+    if (infinite && !fixed) scale = vd_min(scale, vd_set(0x1p300));
+    if (mode == TOWARD_ZERO || mode == NEAREST_AWAY || mode == STOCHASTIC) scale = vd_or(scale, vd_and(v, vd_set(-0.0)));
+    if (mode == NEAREST_AWAY) v = vd_fma(scale, f->part, v);
+    if (mode == STOCHASTIC) {
+        v = vd_fma(scale, vd_mul(f->part, vd_of(ve_down(*word))), v);
+        *word = ve_add(*word, key);
+    }
+    return vd_fnma(scale, f->magic, vd_fma(scale, f->magic, v)); /* scale * magic is exact */
+}
+INLINE vd wide_units(vd v, const wide_place *f, const int mode, const int fixed, ve *word, ve key) {
+    return wide_units_of(v, f, mode, fixed, 0, word, key);
+}
+
+/* A place with its range. `above` and `below` are what results beyond max and min become, unless they are beyond `edge`; span: of all
+ * codes, 0: does not wrap; takes: not-a-number to 0, infinities to not-a-number. */
+typedef struct {
+    wide_place f;
+    vd max, min, above, below, edge, span;
+    int wraps, takes_nan, takes_infinity;
+} ranged_place;
 
 /* What happened at a place in VD neurons: results above and below the range, underflows, the largest result that was to wrap. */
 typedef struct {
@@ -27,23 +58,19 @@ static inline double beyond_max(const fmt *f, int mode, int negative) {
     return f->overflow == TO_NAN ? NAN : negative ? -INFINITY : INFINITY;
 }
 
-static inline wide_place wide_of(const fmt *f, int mode) {
-    const int real = f->kind == FLOAT, places = real ? f->places : 0;
-    const double one = ldexp(1.0, -places), half = one / 2, normal = ldexp(1.0, real ? f->min_exp : -f->places);
-    const double flush = real && !f->subnormal ? normal : 0.0, wraps = f->overflow == WRAP;
-    const uint64_t bits = real ? 0 : ~(uint64_t)0;
-    double whole;
-    memcpy(&whole, &bits, sizeof whole);
-    return (wide_place){
-        vd_set(real ? INFINITY : 0.0), vd_set(flush > 0.0 ? normal / 2 : normal), vd_set(mode == STOCHASTIC ? one * 0x1p-12 : half),
-        vd_set(1.5 * 0x1p52 * one), vd_set(flush), vd_set(normal), vd_set(whole), vd_set(f->max), vd_set(f->min),
-        vd_set(beyond_max(f, mode, 0)), vd_set(beyond_max(f, mode, 1)),
+static inline ranged_place ranged_of(const fmt *f, int mode) {
+    const int real = f->kind == FLOAT, places = real ? f->places : 0, wraps = f->overflow == WRAP;
+    const float one = ldexpf(1.0f, -places), normal = ldexpf(1.0f, real ? f->min_exp : -f->places);
+    const float flush = real && !f->subnormal ? normal : 0.0f;
+    const lanes constants = {real ? 0x7f800000U : 0, flush > 0.0f ? normal / 2 : normal, one / 2, 0x1.8p52f * one, 0.0f, normal, flush, one};
+    return (ranged_place){
+        wide_of(&constants, mode), vd_set(f->max), vd_set(f->min), vd_set(beyond_max(f, mode, 0)), vd_set(beyond_max(f, mode, 1)),
         vd_set(!real || f->overflow == SATURATE ? INFINITY : DBL_MAX), vd_set(wraps ? f->codes * normal : 0.0),
         wraps, !real, f->overflow == TO_NAN};
 }
 
 /* r, beyond the range, as the format has it. */
-INLINE vd in_range(vd r, const wide_place *f, const int form, happened *h) {
+INLINE vd in_range(vd r, const ranged_place *f, const int form, happened *h) {
     const vd most = vd_set(DBL_MAX), none = vd_set(0.0);
     vdm high = vd_lt(f->max, r), low = vd_lt(r, f->min);
     if (form != FIXED_SUMS) {
@@ -66,33 +93,25 @@ INLINE vd in_range(vd r, const wide_place *f, const int form, happened *h) {
 /* v to the place's units; `sum` a constant: whether v is, of a and b, and by what it was rounded. Other constants: `counted` and
  * `limited`, whether underflows and results out of range are looked for. */
 enum { PRODUCT_OF, SUM_OF, ODD_SUM_OF };
-INLINE vd wide_rounded(vd v, vd a, vd b, const int sum, const wide_place *f, const int mode, const int form, ve *word, ve key,
+INLINE vd wide_rounded(vd v, vd a, vd b, const int sum, const ranged_place *to, const int mode, const int form, ve *word, ve key,
                        const int counted, const int limited, happened *h) {
-    const vd exact = v;
+    const wide_place *f = &to->f;
     vd r = v;
     if (form != FIXED_SUMS || sum == PRODUCT_OF) {
-        vd scale = form == FIXED_SUMS ? f->least : vd_max(vd_and(v, f->mask), f->least);
-        if (form != FIXED_SUMS && limited) scale = vd_min(scale, vd_set(0x1p300)); /* infinities go through */
-        if (mode == TOWARD_ZERO || mode == NEAREST_AWAY || mode == STOCHASTIC) scale = vd_or(scale, vd_and(v, vd_set(-0.0)));
-        if (mode == NEAREST_AWAY) v = vd_fma(scale, f->part, v);
-        if (mode == STOCHASTIC) {
-            v = vd_fma(scale, vd_mul(f->part, vd_of(ve_down(*word))), v);
-            *word = ve_add(*word, key);
-        }
-        r = vd_fnma(scale, f->magic, vd_fma(scale, f->magic, v)); /* scale * magic is exact */
+        r = wide_units_of(v, f, mode, form == FIXED_SUMS, limited, word, key);
         if (form == FLUSHING) r = vd_flushed(r, f->flush);
         if (counted) {
-            vdm inexact = vd_ne(exact, r), small = vd_lt(vd_abs(exact), f->normal);
+            vdm inexact = vd_ne(v, r), small = vd_lt(vd_abs(v), f->normal);
             if (sum == SUM_OF && form != FIXED_SUMS) {
-                const vdm cut = vdm_or(vd_ne(vd_sub(exact, a), b), vd_ne(vd_sub(exact, b), a));
+                const vdm cut = vdm_or(vd_ne(vd_sub(v, a), b), vd_ne(vd_sub(v, b), a));
                 inexact = vdm_or(inexact, cut);
-                if (mode == UPWARD) small = vdm_or(small, vdm_and(cut, vd_eq(exact, f->normal)));
-                if (mode == DOWNWARD) small = vdm_or(small, vdm_and(cut, vd_eq(exact, vd_neg(f->normal))));
+                if (mode == UPWARD) small = vdm_or(small, vdm_and(cut, vd_eq(v, f->normal)));
+                if (mode == DOWNWARD) small = vdm_or(small, vdm_and(cut, vd_eq(v, vd_neg(f->normal))));
             }
             h->underflow += vdm_count(vdm_and(vdm_and(inexact, small), vd_eq(vd_and(r, f->whole), vd_set(0.0))));
         }
     }
-    return limited ? in_range(r, f, form, h) : r;
+    return limited ? in_range(r, to, form, h) : r;
 }
 
 /* What happened at a place as `n` has it. */

@@ -20,7 +20,7 @@ void LEVEL(dot_wide)(const matrix *m, const general *g, const unit *u, const int
 #else
 
 /* One sub-vector of VD neurons: acc and word INOUT, h INOUT (3). */
-INLINE void wide_sub_vector(float *acc, const float *w, const double *x, const wide_place *f, const int mode, const int form,
+INLINE void wide_sub_vector(float *acc, const float *w, const double *x, const ranged_place *f, const int mode, const int form,
                             const int odd, const uint32_t *key, uint32_t *word, const int watching, happened *h) {
     const int counted = watching & COUNTS, limited = watching & LIMITS, sum = odd ? ODD_SUM_OF : SUM_OF;
     const vd none = vd_set(0.0);
@@ -51,10 +51,10 @@ INLINE void wide_lock(const general_call *c, const int32_t *order, ptrdiff_t fir
     float wide[16 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
     happened h[TILE][3];
     uint32_t key[TILE * LANES] ALIGNED, word[TILE * LANES] ALIGNED;
-    wide_place f[3];
+    ranged_place f[3];
     const fmt *formats = c->u[order[0] & 3].place;
     float *a = c->acc + first * c->pitch;
-    for (int p = 0; p < 3; p++) f[p] = wide_of(formats + p, mode);
+    for (int p = 0; p < 3; p++) f[p] = ranged_of(formats + p, mode);
     for (ptrdiff_t u = 0; u < used; u++) {
         gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
         if (mode == STOCHASTIC) lock_words(key + u * LANES, word + u * LANES, c->step_keys[first + place[u]], order, c->first_sub);

@@ -34,8 +34,8 @@ cdef extern from * nogil:
         int narrow, largest_w, largest_x
     ctypedef struct int_width:
         int bits, overflow
-    void epur_dot_int(int, const int_matrix*, const int16_t*, int32_t*, ptrdiff_t, const int_width*, bint, int64_t*,
-                      void*)
+    void epur_dot_int(int, const int_matrix*, const int16_t*, int32_t*, ptrdiff_t, const int_width*, ptrdiff_t, ptrdiff_t,
+                      bint, int64_t*, void*)
     ptrdiff_t int_room(ptrdiff_t, ptrdiff_t)
     void epur_input_codes(int, const float*, int16_t*, ptrdiff_t, int, double, int64_t*)
 
@@ -64,7 +64,7 @@ def dot(int level, const uint8_t[::1] codes, const double[::1] energy, bint narr
     for gate in range(4):
         width[gate].bits, width[gate].overflow = widths[gate, 0], widths[gate, 1]
     with nogil:
-        epur_dot_int(level, &w, &x[0, 0], &acc[0, 0, 0], x.shape[0], width, back, &seen[0], &room[0])
+        epur_dot_int(level, &w, &x[0, 0], &acc[0, 0, 0], x.shape[0], width, 0, w.blocks, back, &seen[0], &room[0])
 
 
 def input_codes(int level, const float[::1] x, int16_t[::1] codes, int largest, double alpha, int64_t[::1] seen):

@@ -9,7 +9,7 @@
 #include "dot_stochastic.h"
 #include "dot_wide.h"
 #include "mu_narrow.h"
-#include "mu_general.h"
+#include "mu_wide.h"
 #include "underflows.h"
 
 /* The largest and the least magnitude but 0 (infinity: there is none) of 16 subs values; 0 if one is not finite. */

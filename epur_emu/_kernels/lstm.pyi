@@ -5,12 +5,18 @@ import numpy as np
 import numpy.typing as npt
 
 LEVELS: Final[tuple[str, ...]]
+MOST_PARTS: Final[int]
 
 _F32 = npt.NDArray[np.float32]
 _F64 = npt.NDArray[np.float64]
 _Sums = npt.NDArray[np.int32] | None
 _Counts = npt.NDArray[np.int64]
 _Room = npt.NDArray[np.int8]
+
+class Crew:
+    def __init__(self, parts: int) -> None: ...
+    def assist(self, part: int) -> None: ...
+    def dismiss(self) -> None: ...
 
 class Pass:
     def __init__(
@@ -28,7 +34,7 @@ class Pass:
         mu: Mapping[str, Any] | None,
         output: tuple[Any, ...] | None,
     ) -> None: ...
-    def room(self, nv: int) -> int: ...
+    def room(self, nv: int, parts: int = 1) -> int: ...
     def forward(
         self,
         x: _F32,
@@ -39,6 +45,7 @@ class Pass:
         stride: int,
         counts: _Counts,
         raised: _Counts,
+        crew: Crew | None,
         room: _Room,
     ) -> None: ...
     def convert(self, sums: _F32, isums: _Sums, first: int, counts: _Counts) -> None: ...
@@ -68,15 +75,11 @@ class Pass:
         first: int,
         counts: _Counts,
         raised: _Counts,
+        crew: Crew | None,
         room: _Room,
     ) -> None: ...
+    def multifunctional(self, sums: _F32, c: _F32, h: _F32, first: int, counts: _Counts) -> int: ...
 
 def activation_table(
     one: tuple[Any, ...], tangent: int, store: int
 ) -> npt.NDArray[np.uint32] | None: ...
-def fixed_table(
-    one: tuple[Any, ...], tangent: int, middle: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]] | None: ...
-def cut_table(
-    one: tuple[Any, ...], tangent: int, store: int
-) -> npt.NDArray[np.float32] | None: ...

@@ -5,7 +5,8 @@ Cython, because the loops run over single rounded operations. Callers pass C-con
 ``pass.h`` states; nothing is checked or raised here.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 import numpy as np
@@ -72,7 +73,8 @@ cdef extern from * nogil:
         int_matrix codes[2]
         int_width width[4]
         const double *scale
-        const float *lanes_scale
+        int in_lanes
+        lanes result
     ctypedef struct mu_call:
         lanes format
         int mode, store, same
@@ -81,14 +83,14 @@ cdef extern from * nogil:
         const float *peep
         const uint32_t *sigmoid
         const uint32_t *tanh
-    ctypedef struct mu_tables:
-        lanes format
-        int mode, store, same, method, middle
-        float limit, clip, per_unit
+    ctypedef struct mu_wides:
+        lanes place[3]
+        int mode, method, segments
+        float limit, clip
         const float *bias
         const float *peep
-        const float *function[2]
-        const uint8_t *lost[2]
+        const double *slope
+        const double *intercept
     ctypedef struct c_pass "pass":
         int level, counted, groups, integers
         Py_ssize_t cells, blocks, subs_x
@@ -96,27 +98,61 @@ cdef extern from * nogil:
         group group[4]
         const float *bias
         const float *peep
-        int narrow_mu, general_mu
+        int narrow_mu, wide_mu, padded
         mu_call mu
-        mu_tables tables
-        const lanes *int_format
+        mu_wides wides
         operand output
         uint32_t key
+    const int C_MOST "MOST_PARTS"
+    void *aligned_alloc(size_t, size_t)
+    ctypedef struct c_crew "crew":
+        int parts
+    void assist(c_crew *, int)
+    void dismiss(c_crew *)
     void pass_forward(const c_pass *, const float *, Py_ssize_t, float *, int32_t *, double *, Py_ssize_t, uint32_t,
-                      int, seen *, int64_t *, void *)
+                      int, seen *, int64_t *, c_crew *, void *)
     void pass_convert(const c_pass *, float *, const int32_t *, Py_ssize_t, uint32_t, seen *)
     void pass_step(const c_pass *, float *, int32_t *, double *, const float *, float *, float *, Py_ssize_t, uint32_t,
-                   int, seen *, int64_t *, void *)
+                   int, seen *, int64_t *, c_crew *, void *)
     void pass_recurrent(const c_pass *, float *, int32_t *, double *, int, float *, float *, float *, Py_ssize_t, int,
-                        uint32_t, seen *, int64_t *, void *)
+                        uint32_t, seen *, int64_t *, c_crew *, void *)
+    int pass_padding(const c_pass *)
+    Py_ssize_t pass_mu(const c_pass *, const float *, float *, float *, uint32_t, seen *)
     int pass_table(const unit *, int, int, uint32_t *)
-    int pass_fixed_table(const unit *, int, int, float *, uint8_t *)
-    int pass_cut_table(const unit *, int, int, float *)
-    Py_ssize_t pass_room(const c_pass *, Py_ssize_t)
+    Py_ssize_t pass_room(const c_pass *, Py_ssize_t, int)
 
 
 #: Levels that this CPU has, plainest first; their order is their number.
 LEVELS = tuple([epur_levels[k].decode() for k in range(epur_best() + 1)])
+
+
+#: Most threads of a crew.
+MOST_PARTS = C_MOST
+
+
+cdef class Crew:
+    """Threads that share the work of one: it calls the passes, the others `assist` until it calls `dismiss`."""
+
+    cdef c_crew *c
+
+    def __cinit__(self, int parts):
+        self.c = <c_crew *>aligned_alloc(64, sizeof(c_crew))
+        if self.c == NULL:
+            raise MemoryError
+        memset(self.c, 0, sizeof(c_crew))
+        self.c.parts = parts
+
+    def __dealloc__(self):
+        free(self.c)
+
+    def assist(self, int part):
+        """What each of the others does: parts 1 and up."""
+        with nogil:
+            assist(self.c, part)
+
+    def dismiss(self):
+        """Let the others go."""
+        dismiss(self.c)
 
 
 cdef fmt format_of(values) except *:
@@ -162,7 +198,7 @@ cdef class Pass:
         Fields of ``group``; arrays for pointers.
     bias, peep : float32 array or None
     mu : dict or None
-        Fields of ``mu_call``, or of ``mu_tables`` if it has ``functions``.
+        Fields of ``mu_call``, or of ``mu_wides`` if it has ``places``.
     output : tuple or None
         An operand's fields.
     """
@@ -202,8 +238,8 @@ cdef class Pass:
                 self.integers(g, values)
             else:
                 self.numbers(g, values)
-        if mu is not None and "functions" in mu:
-            self.general(mu)
+        if mu is not None and "places" in mu:
+            self.wide(mu)
         elif mu is not None:
             self.kept.append(mu)
             self.p.narrow_mu = 1
@@ -215,33 +251,21 @@ cdef class Pass:
             self.p.mu.sigmoid = &u32[0]
             u32 = mu["tanh"]
             self.p.mu.tanh = &u32[0]
-            if self.p.mu.mode == 0:  # nearest even
-                self.p.int_format = &self.p.mu.format
         if output is not None:
             self.operand_of(&self.p.output, output)
+        self.p.padded = pass_padding(&self.p)
 
-    cdef general(self, mu):
-        """A MU of `mu_tables`."""
-        cdef const float[::1] f32
-        cdef const uint8_t[::1] lost
-        cdef mu_tables *t = &self.p.tables
+    cdef wide(self, mu):
+        """A MU of `mu_wides`."""
+        cdef mu_wides *t = &self.p.wides
+        cdef const unit *u = &self.p.unit[0]
         cdef int k
-        self.kept.append(mu)
-        self.p.general_mu = 1
-        t.format = lanes_of(mu["format"])
-        t.mode, t.store, t.same, t.method, t.middle = (
-            mu["mode"], mu["store"], mu["same"], mu["method"], mu["middle"],
-        )
-        t.limit, t.clip, t.per_unit = mu["limit"], mu["clip"], mu["per_unit"]
+        self.p.wide_mu = 1
+        for k in range(3):
+            t.place[k] = lanes_of(mu["places"][k])
+        t.mode, t.method, t.segments, t.slope, t.intercept = u.mode, u.method, u.segments, u.slope, u.intercept
+        t.limit, t.clip = mu["limit"], mu["clip"]
         t.bias, t.peep = self.p.bias, self.p.peep
-        for k in range(2):
-            f32 = mu["functions"][k]
-            t.function[k] = &f32[0]
-            if mu["lost"] is not None:
-                lost = mu["lost"][k]
-                t.lost[k] = &lost[0]
-        if t.mode == 0:
-            self.p.int_format = &t.format
 
     cdef operand_of(self, operand *o, values):
         cdef const float[::1] table
@@ -279,7 +303,6 @@ cdef class Pass:
         cdef const unsigned char[::1] codes
         cdef const double[::1] energy
         cdef const double[::1] scale
-        cdef const float[::1] lanes_scale
         cdef int k
         for k, m in enumerate(values["codes"]):
             codes, energy = m.codes, m.energy
@@ -290,22 +313,22 @@ cdef class Pass:
             g.width[k].bits, g.width[k].overflow = values["width"][k]
         scale = values["scale"]
         g.scale = &scale[0]
-        if values["lanes_scale"] is not None:
-            lanes_scale = values["lanes_scale"]
-            g.lanes_scale = &lanes_scale[0]
+        if values["result"] is not None:
+            g.in_lanes, g.result = 1, lanes_of(values["result"])
 
-    def room(self, Py_ssize_t nv):
-        """Bytes of scratch that a call over nv vectors takes."""
-        return pass_room(&self.p, nv)
+    def room(self, Py_ssize_t nv, int parts=1):
+        """Bytes of scratch that a call over nv vectors takes in so many threads."""
+        return pass_room(&self.p, nv, parts)
 
     def forward(self, const float[:, ::1] x, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound,
-                uint32_t first, int stride, int64_t[:, ::1] counts, int64_t[::1] raised, char[::1] room):
+                uint32_t first, int stride, int64_t[:, ::1] counts, int64_t[::1] raised, Crew crew, char[::1] room):
         """Forward sums of x IN (nv, I): see ``pass_forward``."""
+        cdef c_crew *others = NULL if crew is None else crew.c
         cdef int32_t *integers = NULL if isums is None else &isums[0, 0, 0]
         with nogil:
             if x.shape[0]:
                 pass_forward(&self.p, &x[0, 0], x.shape[1], &sums[0, 0, 0], integers, &bound[0, 0], x.shape[0],
-                             first, stride, <seen *>&counts[0, 0], &raised[0], &room[0])
+                             first, stride, <seen *>&counts[0, 0], &raised[0], others, &room[0])
 
     def convert(self, float[:, :, ::1] sums, const int32_t[:, :, ::1] isums, uint32_t first, int64_t[:, ::1] counts):
         """Integer forward sums as values: see ``pass_convert``."""
@@ -320,17 +343,23 @@ cdef class Pass:
         with nogil:
             if sums.shape[0]:
                 pass_step(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], NULL, &h[0, 0], &c[0, 0], sums.shape[0],
-                          first, stride, <seen *>&counts[0, 0], &raised[0], &room[0])
+                          first, stride, <seen *>&counts[0, 0], &raised[0], NULL, &room[0])
+
+    def multifunctional(self, const float[:, ::1] sums, float[::1] c, float[::1] h, uint32_t first,
+                        int64_t[:, ::1] counts):
+        """The MU alone: see ``pass_mu``."""
+        return pass_mu(&self.p, &sums[0, 0], &c[0], &h[0], first, <seen *>&counts[0, 0])
 
     def recurrent(self, float[:, :, ::1] sums, int32_t[:, :, ::1] isums, double[:, ::1] bound, bint separate,
                   float[::1] h, float[::1] c, float[:, ::1] out, bint reverse, uint32_t first, int64_t[:, ::1] counts,
-                  int64_t[::1] raised, char[::1] room):
+                  int64_t[::1] raised, Crew crew, char[::1] room):
         """All steps of a sequence: see ``pass_recurrent``."""
+        cdef c_crew *others = NULL if crew is None else crew.c
         cdef int32_t *integers = NULL if isums is None else &isums[0, 0, 0]
         with nogil:
             if sums.shape[0]:
                 pass_recurrent(&self.p, &sums[0, 0, 0], integers, &bound[0, 0], separate, &h[0], &c[0], &out[0, 0],
-                               sums.shape[0], reverse, first, <seen *>&counts[0, 0], &raised[0], &room[0])
+                               sums.shape[0], reverse, first, <seen *>&counts[0, 0], &raised[0], others, &room[0])
 
 
 def activation_table(one, int tangent, int store):
@@ -338,20 +367,3 @@ def activation_table(one, int tangent, int store):
     cdef unit u = unit_of(one)
     cdef uint32_t[::1] table = np.zeros(65536, np.uint32)
     return np.asarray(table) if pass_table(&u, tangent, store, &table[0]) else None
-
-
-def fixed_table(one, int tangent, int middle):
-    """Table of an activation for a fixed-point ``mu_tables`` and its underflows, or None: see ``pass_fixed_table``."""
-    cdef unit u = unit_of(one)
-    cdef float[::1] table = np.zeros(2 * middle + 1, np.float32)
-    cdef uint8_t[::1] lost = np.zeros(2 * middle + 1, np.uint8)
-    if pass_fixed_table(&u, tangent, middle, &table[0], &lost[0]):
-        return np.asarray(table), np.asarray(lost)
-    return None
-
-
-def cut_table(one, int tangent, int store):
-    """Table (65536) of a function for a stochastic ``mu_tables``, or None: see ``pass_cut_table``."""
-    cdef unit u = unit_of(one)
-    cdef float[::1] table = np.zeros(65536, np.float32)
-    return np.asarray(table) if pass_cut_table(&u, tangent, store, &table[0]) else None

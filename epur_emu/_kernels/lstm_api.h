@@ -1,4 +1,4 @@
-/* What the kernels of a pass take and give; `dot_chain.h`, `dot_general.h`, `mu_narrow.h`, `mu_general.h` say what they do. */
+/* What the kernels of a pass take and give; `dot_chain.h`, `dot_general.h`, `mu_narrow.h`, `mu_wide.h` say what they do. */
 #ifndef EPUR_LSTM_API_H
 #define EPUR_LSTM_API_H
 
@@ -67,16 +67,14 @@ typedef struct {
     column *list;
 } columns;
 
-/* What the MU's general form takes, see `mu_general.h`. Tables of sigmoid and tanh: `function` IN (65536) by a code's bits, or (2 middle
- * + 1) with `lost` by a fixed-point code + middle. */
+/* What the MU's wide form takes, see `mu_wide.h`; slopes and intercepts as a `unit` has them. */
 typedef struct {
-    lanes format;
-    int mode, store, same, method, middle;
-    float limit, clip, per_unit;
+    lanes place[3]; /* the MU's, the cell's, the output's, of float64 */
+    int mode, method, segments;
+    float limit, clip;
     const float *bias, *peep;
-    const float *function[2];
-    const uint8_t *lost[2];
-} mu_tables;
+    const double *slope, *intercept;
+} mu_wides;
 
 /* acc[v] += W x[v] for the vectors that `take` names and the rows in `order`.
  *   order IN    (count, a multiple of 4) rows of W: all of one gate, or of all gates where their formats agree
@@ -88,8 +86,8 @@ typedef struct {
  *            stored as HALF. With AVX-512 only.
  * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
  * extent, to_half: see `lanes.h`.
- * mu_general: the same.
- * int_values: values of the MU's format of integer sums (4, 16) times scales (4, 16); 0 likewise.
+ * mu_wide: the same; its seen are the MU's, the cell's and the output's.
+ * int_values: values OUT of the MU's format (of float64) of integer sums (4, 16) times scales (4, 16); 0 likewise.
  * join:      recurrent sums INOUT (n, a multiple of 16) plus stored ones; 0 likewise.
  */
 #define EPUR_DOT_API(suffix)                                                                                          \
@@ -104,9 +102,9 @@ typedef struct {
     void columns##suffix(columns *, const float *x, ptrdiff_t pitch, ptrdiff_t inputs, int normal, int least);         \
     int64_t underflows##suffix(const matrix *, const int32_t *order, ptrdiff_t count, const columns *);                \
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \
-    int mu_general##suffix(const mu_tables *, ptrdiff_t block, const float *acc, float *c, float *h, uint32_t step_key,  \
-                           seen *);                                                                                    \
-    int int_values##suffix(const lanes *, const int32_t *acc, const float *scale, float *sums, seen *);                \
+    int mu_wide##suffix(const mu_wides *, ptrdiff_t block, const float *acc, float *c, float *h, uint32_t step_key, seen *); \
+    int int_values##suffix(const lanes *, int mode, ptrdiff_t block, const int32_t *acc, const double *scale, float *sums,   \
+                           uint32_t step_key, uint32_t operation, seen *);                                             \
     int join##suffix(const general *, float *acc, const float *stored, ptrdiff_t n, seen *);                           \
     int extent##suffix(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, float *least);                     \
     int to_half##suffix(const float *v, float *to, ptrdiff_t count, int64_t *underflow);

@@ -288,7 +288,7 @@ static int whole_vector(const job *j, const uint8_t *w, const uint8_t *next, con
 }
 
 void LEVEL(dot_int)(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff_t nv, const int_width *width,
-                    int back, int64_t *seen, void *room) {
+                    ptrdiff_t from, ptrdiff_t to, int back, int64_t *seen, void *room) {
     const ptrdiff_t pitch = w->blocks * SUMS, bytes = w->inputs * SUMS * (w->narrow ? 1 : 2);
     job j = {.w = w, .width = width, .room = 0x1p31 - 1.0, .seen = seen};
     j.small = (double)w->largest_w * w->largest_x <= 0x1p26;
@@ -299,7 +299,7 @@ void LEVEL(dot_int)(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff
     }
     const operands ready = prepared(w, x, nv, room);
     const ptrdiff_t ahead = back ? -1 : 1;
-    for (ptrdiff_t b = back ? w->blocks - 1 : 0; b >= 0 && b < w->blocks; b += ahead) {
+    for (ptrdiff_t b = back ? to - 1 : from; b >= from && b < to; b += ahead) {
         const uint8_t *codes = (const uint8_t *)w->codes + b * bytes;
         if (nv == 1 && whole_vector(&j, codes, codes + ahead * bytes, w->energy + b, &ready, acc + b * SUMS)) continue;
         for (ptrdiff_t first = 0; first < nv; first += VECTORS) {

@@ -40,6 +40,7 @@ static inline ptrdiff_t int_room(ptrdiff_t inputs, ptrdiff_t nv) {
  *   x      IN    (nv, inputs) codes
  *   acc    INOUT (nv, blocks, 4, 16), in range of its gate's width
  *   width  IN    (4)
+ *   from, to IN  blocks of neurons
  *   back   IN    whether the last block of neurons comes first
  *   seen   INOUT (2): additions that went out of range (under RAISE, the result saturates); of those under RAISE the
  *                lowest index into acc, -1 before the first
@@ -53,7 +54,7 @@ static inline ptrdiff_t int_room(ptrdiff_t inputs, ptrdiff_t nv) {
  */
 #define EPUR_INT_API(suffix)                                                                                          \
     void dot_int##suffix(const int_matrix *w, const int16_t *x, int32_t *acc, ptrdiff_t nv, const int_width *width,   \
-                         int back, int64_t *seen, void *room);                                                        \
+                         ptrdiff_t from, ptrdiff_t to, int back, int64_t *seen, void *room);                                                        \
     void input_codes##suffix(const float *x, int16_t *codes, ptrdiff_t n, int largest, double alpha, int64_t *seen);
 
 EPUR_INT_API(_scalar)

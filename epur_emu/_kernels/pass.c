@@ -49,6 +49,13 @@ void exact_row(const matrix *m, const unit *u, ptrdiff_t row, const float *x, pt
     }
 }
 
+static void add_seen(seen *to, const seen *from) {
+    to->overflow += from->overflow;
+    to->underflow += from->underflow;
+    to->saturation += from->saturation;
+    to->raised += from->raised;
+}
+
 /* --- operands --- */
 
 static inline void blocked(const operand *o, const float *v, float *to, ptrdiff_t count, seen *n) {
@@ -113,7 +120,7 @@ typedef struct {
     ptrdiff_t *twin;
     float *copy, *anew;
     int32_t *own;
-    void *integers;
+    char *integers; /* for each thread */
     columns *columns; /* where underflows are counted: (nv), and their lists (nv, inputs) */
     column *column;
     uintptr_t end;
@@ -121,7 +128,7 @@ typedef struct {
 
 static ptrdiff_t widest(const pass *p) { return 16 * (p->subs_x > p->blocks ? p->subs_x : p->blocks); }
 
-static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
+static room_t rooms(const pass *p, ptrdiff_t nv, int parts, uintptr_t at) {
     const uintptr_t w = (uintptr_t)widest(p), sums = (uintptr_t)p->blocks * 64, count = (uintptr_t)nv;
     room_t r;
     at = (at + 63) & ~(uintptr_t)63;
@@ -136,12 +143,14 @@ static room_t rooms(const pass *p, ptrdiff_t nv, uintptr_t at) {
     r.keys = (uint32_t *)at, at += count * sizeof *r.keys;
     r.codes = (int16_t *)at, at += count * w * sizeof *r.codes;
     for (int way = 0; way < WAYS; way++) r.take[way] = (uint8_t *)at, at += count;
-    r.integers = (void *)at, at += p->integers ? (uintptr_t)int_room((ptrdiff_t)w, nv) : 0;
+    r.integers = (char *)at, at += p->integers ? (uintptr_t)parts * (uintptr_t)int_room((ptrdiff_t)w, nv) : 0;
     r.end = at;
     return r;
 }
 
-ptrdiff_t pass_room(const pass *p, ptrdiff_t nv) { return (ptrdiff_t)rooms(p, nv, 0).end + 63; }
+ptrdiff_t pass_room(const pass *p, ptrdiff_t nv, int parts) { return (ptrdiff_t)rooms(p, nv, parts, 0).end + 63; }
+
+static int parts_of(const crew *c) { return c ? c->parts : 1; }
 
 /* --- dot products --- */
 
@@ -152,28 +161,91 @@ typedef struct {
     const room_t *room;
     seen *n;
     int64_t *raised;
+    crew *crew;
     int back; /* every other time step reads weights the other way round, so that the last ones are still in a cache */
 } work;
 
+/* One way of dot products with a matrix: what the threads of a crew share. */
+typedef struct {
+    const pass *p;
+    const group *q;
+    const work *k;
+    int which, way, underflows; /* the last: whether the chain's are counted */
+    float *sums;
+    int32_t *isums;
+    struct {
+        seen n[COUNTED];
+        int64_t left[2];
+    } own[MOST_PARTS];
+} products;
+
+/* Whether underflows are counted by the codes of weights. */
+static int by_codes(const products *c) {
+    return c->underflows && c->q->w[c->which].store == HALF && c->p->level >= 2 && c->q->chain.product > 0;
+}
+
+/* Where a thread's rows or blocks of `count` begin. */
+static ptrdiff_t share_of(ptrdiff_t count, int part, int parts) { return count * part / parts; }
+
 /* `dot_chain`, then its underflows, some rows at a time: their weights come from the cache the second time. */
-static void counted_chain(const pass *p, const group *q, int which, float *sums, const work *k) {
-    const matrix *m = &q->w[which];
-    const room_t *r = k->room;
-    const ptrdiff_t inputs = m->subs * 16, nv = k->nv, fitting = ROWS_BYTES / (inputs * 32) & ~(ptrdiff_t)7;
-    const int normal = ilogb(q->chain.normal), least = normal - 23 + ilogb(q->chain.product);
-    for (ptrdiff_t v = 0; v < nv; v++) {
-        r->columns[v].list = r->column + v * inputs;
-        if (r->take[BY_CHAIN][v]) AT_LEVEL(p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, inputs, normal, least);
-    }
-    for (ptrdiff_t at = 0, rows; at < q->count; at += rows) {
+static void counted_chain(const products *c, ptrdiff_t from, ptrdiff_t to, seen *n) {
+    const group *q = c->q;
+    const matrix *m = &q->w[c->which];
+    const room_t *r = c->k->room;
+    const ptrdiff_t nv = c->k->nv, fitting = ROWS_BYTES / (m->subs * 512) & ~(ptrdiff_t)7;
+    for (ptrdiff_t at = from, rows; at < to; at += rows) {
         rows = fitting < 8 ? 8 : fitting;
-        rows = q->count - at < rows ? q->count - at : rows;
-        AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order + at, rows, r->x, sums, (p->blocks * 4 + 1) * 16, r->take[BY_CHAIN], nv,
-                                      NULL);
+        rows = to - at < rows ? to - at : rows;
+        AT_LEVEL(c->p->level, dot_chain)(m, &q->chain, q->order + at, rows, r->x, c->sums, (c->p->blocks * 4 + 1) * 16,
+                                         r->take[BY_CHAIN], nv, NULL);
         for (ptrdiff_t v = 0; v < nv; v++)
             if (r->take[BY_CHAIN][v])
-                k->n[PRODUCT].underflow += AT_LEVEL(p->level, underflows)(m, q->order + at, rows, r->columns + v);
+                n[PRODUCT].underflow += AT_LEVEL(c->p->level, underflows)(m, q->order + at, rows, r->columns + v);
     }
+}
+
+static void some_rows(void *call, int part, int parts) {
+    products *c = call;
+    const pass *p = c->p;
+    const int counts = p->counted ? COUNTS : NOTHING;
+    const int watching[WAYS] = {[BY_GENERAL] = RANGE | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE, [LIMITED] = RANGE | LIMITS | counts,
+                                [BY_WIDE] = counts, [BEYOND] = LIMITS | counts};
+    const group *q = c->q;
+    const room_t *r = c->k->room;
+    const matrix *m = &q->w[c->which];
+    const ptrdiff_t from = share_of(q->count / 4, part, parts) * 4, count = share_of(q->count / 4, part + 1, parts) * 4 - from;
+    const ptrdiff_t pitch = (p->blocks * 4 + 1) * 16, first_sub = c->which ? p->subs_x : 0, nv = c->k->nv;
+    const int32_t *order = q->order + from;
+    const uint8_t *take = r->take[c->way];
+    seen *n = c->own[part].n;
+    memset(n, 0, sizeof c->own[part].n);
+    if (!count) return;
+    if (c->way == BY_PAIRS)
+        dot_pairs(m, &q->chain, order, count, r->x, c->sums, pitch, take, nv, c->k->back);
+    else if (by_codes(c))
+        counted_chain(c, from, from + count, n);
+    else if (c->way == BY_CHAIN)
+        AT_LEVEL(p->level, dot_chain)(m, &q->chain, order, count, r->x, c->sums, pitch, take, nv,
+                                      c->underflows ? &n[PRODUCT].underflow : NULL);
+    else if (c->way == BY_WIDE || c->way == BEYOND)
+        AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, order, count, r->x, c->sums, pitch, take, nv, r->keys, first_sub,
+                                     watching[c->way], n);
+    else if (c->way == BY_EXACT)
+        dot_general_scalar(m, &q->general, p->unit, order, count, r->x, c->sums, pitch, take, nv, r->keys, first_sub, COUNTS, n);
+    else
+        AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, order, count, r->x, c->sums, pitch, take, nv, r->keys, first_sub,
+                                        watching[c->way], n);
+}
+
+static void some_blocks(void *call, int part, int parts) {
+    products *c = call;
+    const pass *p = c->p;
+    const int_matrix *w = &c->q->codes[c->which];
+    char *room = c->k->room->integers + part * int_room(widest(p), c->k->nv);
+    int64_t *left = c->own[part].left;
+    left[0] = 0, left[1] = -1;
+    AT_INT_LEVEL(p->level, dot_int)(w, c->k->room->codes, c->isums, c->k->nv, c->q->width, share_of(w->blocks, part, parts),
+                                    share_of(w->blocks, part + 1, parts), c->k->back, left, room);
 }
 
 /* Where vector v, of subs sub-vectors of x (subs, nv, 16), stands already among those before it that are taken; else v. */
@@ -186,24 +258,29 @@ static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_
     return v;
 }
 
-/* `dot_chain` or `dot_pairs`, of the vectors that are to take that way: forward equal ones, as words of a beam often are, once. */
-static void distinct(const pass *p, const group *q, int which, int way, float *sums, const work *k) {
-    const matrix *m = &q->w[which];
-    const room_t *r = k->room;
-    const ptrdiff_t nv = k->nv, pitch = (p->blocks * 4 + 1) * 16;
-    const int alike = !which && nv > 1;
-    uint8_t *take = r->take[way];
+/* The vectors of a way, in all threads; forward equal ones, as words of a beam often are, once where nothing counts them. */
+static void multiplied(products *c) {
+    const group *q = c->q;
+    const matrix *m = &q->w[c->which];
+    const room_t *r = c->k->room;
+    const ptrdiff_t nv = c->k->nv, pitch = (c->p->blocks * 4 + 1) * 16;
+    const int alike = !c->which && nv > 1 && !c->underflows && (c->way == BY_CHAIN || c->way == BY_PAIRS);
+    uint8_t *take = r->take[c->way];
+    for (ptrdiff_t v = 0; by_codes(c) && v < nv; v++) {
+        const int normal = ilogb(q->chain.normal), least = normal - 23 + ilogb(q->chain.product);
+        r->columns[v].list = r->column + v * m->subs * 16;
+        if (take[v]) AT_LEVEL(c->p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, m->subs * 16, normal, least);
+    }
     for (ptrdiff_t v = 0; alike && v < nv; v++) {
         r->twin[v] = take[v] ? twin(r->x, m->subs, nv, take, v) : v;
         take[v] &= r->twin[v] == v;
     }
-    if (way == BY_PAIRS)
-        dot_pairs(m, &q->chain, q->order, q->real, r->x, sums, pitch, take, nv, k->back);
-    else
-        AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, pitch, take, nv, NULL);
+    share(c->k->crew, some_rows, c);
+    for (int part = 0; part < parts_of(c->k->crew); part++)
+        for (int place = 0; place < COUNTED; place++) add_seen(&c->k->n[place], &c->own[part].n[place]);
     for (ptrdiff_t v = 0; alike && v < nv; v++)
         for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
-            memcpy(sums + v * pitch + q->order[at] * 16, sums + r->twin[v] * pitch + q->order[at] * 16, 16 * sizeof *sums);
+            memcpy(c->sums + v * pitch + q->order[at] * 16, c->sums + r->twin[v] * pitch + q->order[at] * 16, 16 * sizeof *c->sums);
 }
 
 /* Whether no operand, product or sum with vectors of this least magnitude is subnormal: sums are multiples of a product's last place. */
@@ -228,6 +305,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         const group *q = &p->group[g];
         const operand *o = &q->operand[which];
         const int fresh = !held || !same_operand(held, o);
+        products call;
+        call.p = p, call.q = q, call.k = k, call.which = which, call.sums = sums;
         seen dropped = {0, 0, 0, 0}, *counted = q->counts_input ? &k->n[INPUT] : &dropped;
         if (q->path == BY_INTEGERS) {
             const ptrdiff_t inputs = q->codes[which].inputs;
@@ -238,8 +317,13 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                 memset(to + length, 0, (size_t)(inputs - length) * sizeof *to);
             }
             held = o;
-            AT_INT_LEVEL(p->level, dot_int)(&q->codes[which], r->codes, isums + g * nv * rows * 16, nv, q->width, k->back, left,
-                                              r->integers);
+            call.isums = isums + g * nv * rows * 16;
+            share(k->crew, some_blocks, &call);
+            for (int part = 0; part < parts_of(k->crew); part++) {
+                const int64_t *some = call.own[part].left;
+                left[0] += some[0];
+                if (some[1] >= 0 && (left[1] < 0 || some[1] < left[1])) left[1] = some[1];
+            }
             k->n[ACCUMULATOR].saturation += left[0];
             k->n[ACCUMULATOR].raised += left[1] >= 0;
             if (left[1] >= 0 && *k->raised < 0) {
@@ -281,32 +365,12 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
         }
-        const ptrdiff_t sum_pitch = (rows + 1) * 16, first_sub = which ? p->subs_x : 0;
-        if (any[BY_CHAIN]) {
-            int64_t *underflow = p->counted && !exact_products ? &k->n[PRODUCT].underflow : NULL;
-            if (underflow && m->store == HALF && p->level >= 2 && q->chain.product > 0)
-                counted_chain(p, q, which, sums, k);
-            else if (underflow)
-                AT_LEVEL(p->level, dot_chain)(m, &q->chain, q->order, q->count, r->x, sums, sum_pitch, r->take[BY_CHAIN], nv, underflow);
-            else
-                distinct(p, q, which, BY_CHAIN, sums, k);
+        for (int way = 0; way < WAYS; way++) {
+            if (!any[way]) continue;
+            call.way = way;
+            call.underflows = way == BY_CHAIN && p->counted && !exact_products;
+            multiplied(&call);
         }
-        if (any[BY_PAIRS]) distinct(p, q, which, BY_PAIRS, sums, k);
-        const int counts = p->counted ? COUNTS : NOTHING;
-        const int watching[WAYS] = {[BY_GENERAL] = RANGE | counts, [SAFELY] = NOTHING, [RANGED] = RANGE, [LIMITED] = RANGE | LIMITS | counts,
-                                    [BY_WIDE] = counts, [BEYOND] = LIMITS | counts};
-        for (int way = BY_GENERAL; way < WAYS; way++) {
-            if (!any[way] || way == BY_EXACT || way == BY_PAIRS) continue;
-            if (way == BY_WIDE || way == BEYOND)
-                AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way], nv,
-                                             r->keys, first_sub, watching[way], k->n);
-            else
-                AT_LEVEL(p->level, dot_general)(m, &q->general, p->unit, q->order, q->count, r->x, sums, sum_pitch, r->take[way],
-                                                nv, r->keys, first_sub, watching[way], k->n);
-        }
-        if (any[BY_EXACT])
-            dot_general_scalar(m, &q->general, p->unit, q->order, q->real, r->x, sums, sum_pitch, r->take[BY_EXACT], nv, r->keys,
-                               first_sub, COUNTS, k->n);
     }
 }
 
@@ -315,9 +379,9 @@ static void step_keys(const pass *p, const room_t *r, ptrdiff_t nv, uint32_t fir
 }
 
 void pass_forward(const pass *p, const float *x, ptrdiff_t inputs, float *sums, int32_t *isums, double *bound,
-                  ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room) {
-    const room_t r = rooms(p, nv, (uintptr_t)room);
-    const work k = {nv, &r, n, raised, 0};
+                  ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, crew *crew, void *room) {
+    const room_t r = rooms(p, nv, parts_of(crew), (uintptr_t)room);
+    const work k = {nv, &r, n, raised, crew, 0};
     step_keys(p, &r, nv, first, stride);
     memset(sums, 0, (size_t)(nv * (p->blocks * 4 + 1) * 16) * sizeof *sums);
     if (isums) memset(isums, 0, (size_t)(p->groups * nv * p->blocks * 64) * sizeof *isums);
@@ -333,8 +397,8 @@ static void converted(const pass *p, int g, float *sums, const int32_t *isums, u
     const group *q = &p->group[g];
     for (ptrdiff_t b = 0; b < p->blocks; b++) {
         float *to = sums + b * 64;
-        if (p->groups == 1 && p->int_format && q->lanes_scale &&
-            AT_LEVEL(p->level, int_values)(p->int_format, isums + b * 64, q->lanes_scale + b * 64, to, n))
+        if (p->groups == 1 && q->in_lanes &&
+            AT_LEVEL(p->level, int_values)(&q->result, p->unit[0].mode, b, isums + b * 64, q->scale + b * 64, to, step_key, operation, n))
             continue;
         for (ptrdiff_t at = 0; at < q->real; at++) {
             if (q->order[at] / 4 != b) continue;
@@ -379,16 +443,47 @@ static void joined(const pass *p, float *sums, const float *stored, const room_t
         }
 }
 
-/* The MU of one vector: c INOUT, h OUT. */
-static void multifunctional(const pass *p, const float *sums, float *c, float *h, uint32_t step_key, seen *n) {
-    for (ptrdiff_t b = 0; b < p->blocks; b++) {
-        const int whole_block = b * 16 + 16 <= p->cells;
-        if (p->narrow_mu && whole_block &&
-            AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, c + b * 16, h + b * 16, &n[MU]))
-            continue;
-        if (p->general_mu && whole_block &&
-            AT_LEVEL(p->level, mu_general)(&p->tables, b, sums + b * 64, c + b * 16, h + b * 16, step_key, &n[MU]))
-            continue;
+int pass_padding(const pass *p) {
+    const double zeros[4] = {0};
+    const uint32_t keys[4] = {0};
+    const seen none[4][PLACES] = {0};
+    seen n[4][PLACES] = {0};
+    unit u[4];
+    double c = 0, h;
+    memcpy(u, p->unit, sizeof u);
+    for (int g = 0; g < 4; g++) u[g].mode = u[g].mode == STOCHASTIC ? TOWARD_ZERO : u[g].mode; /* 1/2 is lost if it may be */
+    exact_mu(u, zeros, zeros, p->peep ? zeros : NULL, &c, &h, keys, n);
+    return c == 0 && h == 0 && !memcmp(n, none, sizeof n);
+}
+
+/* The MU of one vector: c INOUT, h OUT; and how many blocks the lanes did. */
+typedef struct {
+    const pass *p;
+    const float *sums;
+    float *c, *h;
+    uint32_t step_key;
+    struct {
+        seen n[COUNTED];
+        ptrdiff_t done;
+    } own[MOST_PARTS];
+} states;
+
+static void some_states(void *call, int part, int parts) {
+    states *s = call;
+    const pass *p = s->p;
+    const float *sums = s->sums;
+    float *c = s->c, *h = s->h;
+    const ptrdiff_t from = share_of(p->blocks, part, parts), to = share_of(p->blocks, part + 1, parts);
+    seen *n = s->own[part].n;
+    memset(&s->own[part], 0, sizeof s->own[part]);
+    for (ptrdiff_t b = from; b < to; b++) {
+        float *cell = c + b * 16, *out = h + b * 16;
+        const int lanes =
+            (p->padded || b * 16 + 16 <= p->cells) &&
+            ((p->narrow_mu && AT_LEVEL(p->level, mu_narrow)(&p->mu, b, sums + b * 64, cell, out, &n[MU])) ||
+             (p->wide_mu && AT_LEVEL(p->level, mu_wide)(&p->wides, b, sums + b * 64, cell, out, s->step_key, &n[MU])));
+        s->own[part].done += lanes;
+        if (lanes) continue;
         for (int l = 0; l < 16; l++) {
             const ptrdiff_t neuron = b * 16 + l;
             if (neuron >= p->cells) {
@@ -402,31 +497,42 @@ static void multifunctional(const pass *p, const float *sums, float *c, float *h
             for (int g = 0; g < 4; g++) {
                 sum[g] = sums[b * 64 + g * 16 + l];
                 bias[g] = p->bias[b * 64 + g * 16 + l];
-                keys[g] = neuron_key(step_key, (uint32_t)neuron, (uint32_t)g);
+                keys[g] = neuron_key(s->step_key, (uint32_t)neuron, (uint32_t)g);
                 if (p->peep && g < 3) peep[g] = p->peep[b * 48 + g * 16 + l];
             }
             exact_mu(p->unit, sum, bias, p->peep ? peep : NULL, &cell, &out, keys, here);
             c[neuron] = (float)cell, h[neuron] = (float)out;
             for (int g = 0; g < 4; g++)
-                for (int place = MU; place < PLACES; place++) {
-                    n[place].overflow += here[g][place].overflow;
-                    n[place].underflow += here[g][place].underflow;
-                    n[place].saturation += here[g][place].saturation;
-                    n[place].raised += here[g][place].raised;
-                }
+                for (int place = MU; place < PLACES; place++) add_seen(&n[place], &here[g][place]);
         }
     }
     if (p->output.kind == CODED) {
         int16_t codes[16];
-        for (ptrdiff_t b = 0; b < p->blocks; b++) operands(&p->output, h + b * 16, h + b * 16, 16, p->level, codes, &n[OUTPUT]);
+        for (ptrdiff_t b = from; b < to; b++) operands(&p->output, h + b * 16, h + b * 16, 16, p->level, codes, &n[OUTPUT]);
     }
 }
 
+static ptrdiff_t multifunctional(const pass *p, const float *sums, float *c, float *h, uint32_t step_key, crew *crew, seen *n) {
+    ptrdiff_t done = 0;
+    states s;
+    s.p = p, s.sums = sums, s.c = c, s.h = h, s.step_key = step_key;
+    share(crew, some_states, &s);
+    for (int part = 0; part < parts_of(crew); part++) {
+        for (int place = 0; place < COUNTED; place++) add_seen(&n[place], &s.own[part].n[place]);
+        done += s.own[part].done;
+    }
+    return done;
+}
+
+ptrdiff_t pass_mu(const pass *p, const float *sums, float *c, float *h, uint32_t first, seen *n) {
+    return multifunctional(p, sums, c, h, mix(p->key ^ first), NULL, n);
+}
+
 void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,
-               ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room) {
+               ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, crew *crew, void *room) {
     const ptrdiff_t width = p->blocks * 16, pitch = p->blocks * 64 + 16;
-    const room_t r = rooms(p, nv, (uintptr_t)room);
-    const work k = {nv, &r, n, raised, first & 1};
+    const room_t r = rooms(p, nv, parts_of(crew), (uintptr_t)room);
+    const work k = {nv, &r, n, raised, crew, first & 1};
     step_keys(p, &r, nv, first, stride);
     dot(p, 1, h, width, sums, isums, bound, &k);
     for (ptrdiff_t v = 0; v < nv; v++) {
@@ -435,14 +541,14 @@ void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const 
                 converted(p, g, sums + v * pitch, isums + (g * nv + v) * p->blocks * 64, r.keys[v], OP_MU,
                           &n[ACCUMULATOR]);
         if (stored) joined(p, sums + v * pitch, stored + v * pitch, &r, r.keys[v], n);
-        multifunctional(p, sums + v * pitch, c + v * width, h + v * width, r.keys[v], n);
+        multifunctional(p, sums + v * pitch, c + v * width, h + v * width, r.keys[v], crew, n);
     }
 }
 
 void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, int separate, float *h, float *c,
-                    float *out, ptrdiff_t steps, int reverse, uint32_t first, seen *n, int64_t *raised, void *room) {
+                    float *out, ptrdiff_t steps, int reverse, uint32_t first, seen *n, int64_t *raised, crew *crew, void *room) {
     const ptrdiff_t width = p->blocks * 16, pitch = p->blocks * 64 + 16;
-    const room_t r = rooms(p, 1, (uintptr_t)room);
+    const room_t r = rooms(p, 1, parts_of(crew), (uintptr_t)room);
     float *anew = r.anew;
     int32_t *own = isums ? r.own : NULL;
     for (ptrdiff_t step = 0; step < steps; step++) {
@@ -458,7 +564,7 @@ void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, i
         if (separate)
             for (int g = 0; g < p->groups; g++) bound[t * p->groups + g] = 0;
         pass_step(p, separate ? anew : sums + t * pitch, own, bound + t * p->groups, separate ? sums + t * pitch : NULL, h, c, 1,
-                  first + (uint32_t)t, 1, n, raised, room);
+                  first + (uint32_t)t, 1, n, raised, crew, room);
         memcpy(out + t * width, h, (size_t)width * sizeof *out);
     }
 }
@@ -482,36 +588,6 @@ int pass_table(const unit *u, int tangent, int store, uint32_t *table) {
             bits = (bits & 0x80000000U) | (size >= 0x1p-14 ? (uint32_t)(exponent + 14) * 1024 + units : units) << 16;
         }
         table[code] = bits >> 16 | (uint32_t)n[MU].underflow << 16;
-    }
-    return 1;
-}
-
-int pass_fixed_table(const unit *u, int tangent, int middle, float *function, uint8_t *lost) {
-    for (int code = -middle; code <= middle; code++) {
-        seen n[PLACES];
-        memset(n, 0, sizeof n);
-        function[code + middle] = (float)exact_activation(u, tangent, code * power(-u->place[MU].places), n);
-        lost[code + middle] = (uint8_t)n[MU].underflow;
-        if (n[MU].overflow || n[MU].saturation) return 0;
-    }
-    return 1;
-}
-
-int pass_cut_table(const unit *u, int tangent, int store, float *function) {
-    const fmt *f = &u->place[MU];
-    for (uint32_t code = 0; code < 65536; code++) {
-        const int special = store == HALF ? (code & 0x7c00) == 0x7c00 : (code & 0x7f80) == 0x7f80;
-        seen none = {0, 0, 0, 0};
-        function[code] = 0.0f;
-        const float v = special ? 0.0f : decoded(store, (uint16_t)code);
-        if (special || fabs(v) > u->limit || (float)rnd(v, f, NEAREST_EVEN, 0, &none) != v) continue;
-        const double exact = u->method == EPUR_EXP ? exp_of(v) : tangent ? tanh_of(v) : sigmoid_of(v);
-        if (exact == 0) continue;
-        const double size = fabs(exact);
-        /* float32's 24 bits, cut */
-        const float cut = (float)from_bits(bits_of(exact) & ~(uint64_t)0x1fffffff);
-        if (!(size >= 0x1p-126 && size < f->max)) return 0;
-        function[code] = cut;
     }
     return 1;
 }

@@ -2,6 +2,7 @@
 #ifndef EPUR_PASS_H
 #define EPUR_PASS_H
 
+#include "crew.h"
 #include "lstm_api.h"
 #include "lstm_int_api.h"
 
@@ -37,7 +38,8 @@ typedef struct {
     int_matrix codes[2]; /* BY_INTEGERS */
     int_width width[4];
     const double *scale; /* (blocks, 4, 16): what an integer sum is multiplied by */
-    const float *lanes_scale; /* the same, or NULL if float32 does not hold it */
+    int in_lanes; /* whether `int_values` can take them into the MU's format, */
+    lanes result; /* of float64 */
 } group;
 
 typedef struct {
@@ -46,10 +48,10 @@ typedef struct {
     unit unit[4];
     group group[4];
     const float *bias, *peep; /* (blocks, 4, 16); (blocks, 3, 16) or NULL: i, f, o */
-    int narrow_mu, general_mu; /* whether one of these is to be used: */
+    int narrow_mu, wide_mu; /* whether one of these is to be used: */
+    int padded; /* whether they may do a block that is padded, as `pass_padding` says */
     mu_call mu;
-    mu_tables tables;
-    const lanes *int_format;  /* the MU's, where all integer sums may be taken into it by `int_values`, or NULL */
+    mu_wides wides;
     operand output;           /* CODED, or AS_IT_IS */
     uint32_t key;             /* mix(mix(seed) ^ pass) */
 } pass;
@@ -60,10 +62,10 @@ typedef struct {
  *   bound OUT  (nv, groups) bounds of their terms' sums
  *   first: number of the first time step; each one's is `stride` on
  *   n     INOUT (COUNTED); raised INOUT: gate and neuron of an integer sum that left its width (4 neuron + gate), or -1
- *   room: bytes as pass_room says
+ *   crew: threads that share the work, or NULL; room: bytes as pass_room says for so many
  */
 void pass_forward(const pass *p, const float *x, ptrdiff_t inputs, float *sums, int32_t *isums, double *bound,
-                  ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room);
+                  ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, crew *crew, void *room);
 
 /* Integer forward sums as values of the MU's format, into `sums`. */
 void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv, uint32_t first, seen *n);
@@ -71,20 +73,23 @@ void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv
 /* One step of nv states: h and c INOUT (nv, blocks * 16); sums, isums, bound INOUT as `pass_forward` left them. `stored`
  * NULL: the recurrent part goes on in them; else (like sums) it begins anew and is added to these. */
 void pass_step(const pass *p, float *sums, int32_t *isums, double *bound, const float *stored, float *h, float *c,
-               ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, void *room);
+               ptrdiff_t nv, uint32_t first, int stride, seen *n, int64_t *raised, crew *crew, void *room);
+
+/* Whether cells that pad a block, all zero, stay so in the MU and count nothing. */
+int pass_padding(const pass *p);
+
+/* The MU of one vector alone: sums IN (blocks * 4, 16), c INOUT and h OUT (blocks * 16), n INOUT (COUNTED). How many blocks were not left to
+ * the exact path. */
+ptrdiff_t pass_mu(const pass *p, const float *sums, float *c, float *h, uint32_t first, seen *n);
 
 /* All time steps of a sequence: h and c INOUT (blocks * 16), out OUT (steps, blocks * 16). */
 void pass_recurrent(const pass *p, float *sums, int32_t *isums, double *bound, int separate, float *h, float *c,
-                    float *out, ptrdiff_t steps, int reverse, uint32_t first, seen *n, int64_t *raised, void *room);
+                    float *out, ptrdiff_t steps, int reverse, uint32_t first, seen *n, int64_t *raised, crew *crew, void *room);
 
 /* `mu_call`'s table (65536) of an activation; codes without a value of the MU's format hold 0. 0 if some
  * argument leaves the format's range, so that there is no such table. */
 int pass_table(const unit *u, int tangent, int store, uint32_t *table);
 
-/* `mu_tables`' own: of a fixed-point MU (2 middle + 1) and of a stochastic one (65536); 0 likewise. */
-int pass_fixed_table(const unit *u, int tangent, int middle, float *function, uint8_t *lost);
-int pass_cut_table(const unit *u, int tangent, int store, float *function);
-
-ptrdiff_t pass_room(const pass *p, ptrdiff_t nv);
+ptrdiff_t pass_room(const pass *p, ptrdiff_t nv, int parts);
 
 #endif

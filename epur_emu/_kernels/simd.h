@@ -21,6 +21,9 @@
  *   vd_..., ve_...    VD doubles and as many words of 32 bits: vd_load, vd_store from and to floats, vd_get, vd_put as they are;
  *                     vd_flushed(r, least) r, or 0 if |r| is below (not-a-number stays); vd_of(e) of integers; ve_down(a) the upper 12 bits;
  *                     vd_odd(a, b) as vf_odd; vdm, vd_lt, ... masks: vdm_count(m) lanes set, vd_pick(m, a, b) a where it is
+ *                     vd_whole(a) to the nearest whole number whatever the direction; vd_power(k) 2^k; vd_index(a) of whole numbers;
+ *                     vd_gather(p, e) the doubles at p + e; vdm masks; vd_beyond(a, most) where not |a| <= most; vd_only(m, a) a, else 0;
+ *                     vd_below(v, r, normal, whole) how many |v| != |r| are below normal where r's bits in `whole` are 0
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
  */
 #ifndef EPUR_SIMD_H
@@ -178,16 +181,33 @@ typedef __m128i ve;
 #define vd_abs(a) _mm256_andnot_pd(_mm256_set1_pd(-0.0), a)
 #define vd_flushed(r, least) _mm256_and_pd(r, _mm256_cmp_pd(vd_abs(r), least, _CMP_NLT_UQ))
 #define vd_of(e) _mm256_cvtepi32_pd(e)
-typedef __m256d vdm;
 #define vd_sub(a, b) _mm256_sub_pd(a, b)
+#define vd_div(a, b) _mm256_div_pd(a, b)
 #define vd_min(a, b) _mm256_min_pd(a, b)
-#define vd_neg(a) _mm256_xor_pd(_mm256_set1_pd(-0.0), a)
+#define vd_whole(a) _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define vd_floor(a) _mm256_round_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
+#define vd_power(k) \
+    _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(_mm256_add_pd(k, _mm256_set1_pd(0x1.8p52 + 1023))), 52))
+#define vd_index(a) _mm256_cvttpd_epi32(a)
+#define vd_gather(p, e) _mm256_i32gather_pd(p, e, 8)
+typedef __m256d vdm;
 #define vd_lt(a, b) _mm256_cmp_pd(a, b, _CMP_LT_OQ)
+#define vd_ne(a, b) _mm256_cmp_pd(a, b, _CMP_NEQ_UQ)
+#define vd_beyond(a, most) _mm256_cmp_pd(vd_abs(a), most, _CMP_NLE_UQ)
+#define vd_only(m, a) _mm256_and_pd(m, a)
+#define vdm_none() _mm256_setzero_pd()
+#define vdm_or(m, n) _mm256_or_pd(m, n)
+#define vdm_differ(m, n) _mm256_xor_pd(m, n)
+#define vdm_any(m) _mm256_movemask_pd(m)
+static inline int vd_below(vd v, vd r, vd normal, vd whole) {
+    const vd inexact = _mm256_cmp_pd(v, r, _CMP_NEQ_UQ), small = _mm256_cmp_pd(vd_abs(v), normal, _CMP_LT_OQ);
+    const vd gone = _mm256_cmp_pd(vd_and(r, whole), _mm256_setzero_pd(), _CMP_EQ_OQ);
+    return __builtin_popcount((unsigned)_mm256_movemask_pd(vd_and(vd_and(inexact, small), gone)));
+}
 #define vd_le(a, b) _mm256_cmp_pd(a, b, _CMP_LE_OQ)
 #define vd_eq(a, b) _mm256_cmp_pd(a, b, _CMP_EQ_OQ)
-#define vd_ne(a, b) _mm256_cmp_pd(a, b, _CMP_NEQ_UQ)
+#define vd_neg(a) _mm256_xor_pd(_mm256_set1_pd(-0.0), a)
 #define vdm_and(a, b) _mm256_and_pd(a, b)
-#define vdm_or(a, b) _mm256_or_pd(a, b)
 #define vdm_count(m) __builtin_popcount((unsigned)_mm256_movemask_pd(m))
 #define vd_pick(m, a, b) _mm256_blendv_pd(b, a, m)
 /* Where the processor rounds to nearest. */
@@ -308,16 +328,34 @@ typedef __m256i ve;
 #define vd_abs(a) _mm512_abs_pd(a)
 #define vd_flushed(r, least) _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(vd_abs(r), least, _CMP_NLT_UQ), r)
 #define vd_of(e) _mm512_cvtepi32_pd(e)
-typedef __mmask8 vdm;
 #define vd_sub(a, b) _mm512_sub_pd(a, b)
+#define vd_div(a, b) _mm512_div_pd(a, b)
 #define vd_min(a, b) _mm512_min_pd(a, b)
-#define vd_neg(a) _mm512_xor_pd(_mm512_set1_pd(-0.0), a)
+#define vd_whole(a) _mm512_roundscale_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define vd_floor(a) _mm512_roundscale_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
+#define vd_power(k) \
+    _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(_mm512_add_pd(k, _mm512_set1_pd(0x1.8p52 + 1023))), 52))
+#define vd_index(a) _mm512_cvttpd_epi32(a)
+#define vd_gather(p, e) _mm512_i32gather_pd(e, p, 8)
+typedef __mmask8 vdm;
 #define vd_lt(a, b) _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ)
+#define vd_ne(a, b) _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ)
+#define vd_beyond(a, most) _mm512_cmp_pd_mask(vd_abs(a), most, _CMP_NLE_UQ)
+#define vd_only(m, a) _mm512_maskz_mov_pd(m, a)
+#define vdm_none() 0
+#define vdm_or(m, n) ((vdm)((m) | (n)))
+#define vdm_differ(m, n) ((vdm)((m) ^ (n)))
+#define vdm_any(m) ((int)(m))
+static inline int vd_below(vd v, vd r, vd normal, vd whole) {
+    const __mmask8 inexact = _mm512_cmp_pd_mask(v, r, _CMP_NEQ_UQ);
+    const __mmask8 small = _mm512_mask_cmp_pd_mask(inexact, vd_abs(v), normal, _CMP_LT_OQ);
+    const __mmask8 gone = _mm512_mask_cmp_pd_mask(small, vd_and(r, whole), _mm512_setzero_pd(), _CMP_EQ_OQ);
+    return __builtin_popcount((unsigned)gone);
+}
 #define vd_le(a, b) _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ)
 #define vd_eq(a, b) _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)
-#define vd_ne(a, b) _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ)
+#define vd_neg(a) _mm512_xor_pd(_mm512_set1_pd(-0.0), a)
 #define vdm_and(a, b) ((vdm)((a) & (b)))
-#define vdm_or(a, b) ((vdm)((a) | (b)))
 #define vdm_count(m) __builtin_popcount((unsigned)(m))
 #define vd_pick(m, a, b) _mm512_mask_blend_pd(m, b, a)
 static inline vd vd_odd(vd a, vd b) {

@@ -158,12 +158,16 @@ def show_model(model: Model, json_: bool) -> None:
     "with a task .npz, pass by pass.",
 )
 @click.option("--phases", is_flag=True, help="Show where the cycles went, phase by phase.")
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1),
+    help="That evaluate the network; the results are the same.",
+)  # fmt: skip
 @as_json
 def run(
     model: str, input: str | None, arithmetic_: str, accelerator: str, dataflow: str | None,
     table: str, beam: int, trace_path: str | None, trace_mode: str, inputs_paths: tuple[str, ...],
     steps: tuple[int, ...], seed: int | None, network: str | None, output: str | None, phases: bool,
-    json_: bool,
+    threads: int, json_: bool,
 ) -> None:  # fmt: skip
     """Run MODEL on INPUT (or on an example), float32 beside emulated, with cycles and energy.
 
@@ -182,7 +186,9 @@ def run(
             raise ModelError(model, "INPUT", "is for models with a task", "use --inputs FILE.npy")
         found = sequences.choose(loaded, network)
         x = sequences.batch(found, inputs_paths, steps, seed)
-        ran = sequences.run(loaded, x, arithmetic(arithmetic_), machine, prices, found.name, probed)
+        ran = sequences.run(
+            loaded, x, arithmetic(arithmetic_), machine, prices, found.name, probed, threads
+        )
         show_sequence(ran, machine, inputs_paths, output, trace_path, json_, phases)
         return
     if inputs_paths or steps or any(option is not None for option in (seed, network)):
@@ -190,7 +196,9 @@ def run(
             model, "--inputs, --steps, --seed and --network",
             f"are for models without a task, this one's is {loaded.card['task']}", "leave them out",
         )  # fmt: skip
-    done = comparison.run(loaded, input, arithmetic(arithmetic_), machine, prices, beam, probed)
+    done = comparison.run(
+        loaded, input, arithmetic(arithmetic_), machine, prices, beam, probed, threads
+    )
     if output:
         sequences.write_outputs(output, done.outputs)
     if trace_path and not probed:

@@ -238,12 +238,20 @@ static inline __m256i portable_cvtps(simde__m512 v) {
     }
 DOUBLES(portable_add_pd, _mm256_add_pd)
 DOUBLES(portable_mul_pd, _mm256_mul_pd)
+DOUBLES(portable_sub_pd, _mm256_sub_pd)
+DOUBLES(portable_div_pd, _mm256_div_pd)
 DOUBLES(portable_max_pd, _mm256_max_pd)
+DOUBLES(portable_min_pd, _mm256_min_pd)
+DOUBLES(portable_xor_pd, _mm256_xor_pd)
 DOUBLES(portable_and_pd, _mm256_and_pd)
 DOUBLES(portable_or_pd, _mm256_or_pd)
 #define _mm512_add_pd(a, b) portable_add_pd(a, b)
 #define _mm512_mul_pd(a, b) portable_mul_pd(a, b)
+#define _mm512_sub_pd(a, b) portable_sub_pd(a, b)
+#define _mm512_div_pd(a, b) portable_div_pd(a, b)
 #define _mm512_max_pd(a, b) portable_max_pd(a, b)
+#define _mm512_min_pd(a, b) portable_min_pd(a, b)
+#define _mm512_xor_pd(a, b) portable_xor_pd(a, b)
 #define _mm512_and_pd(a, b) portable_and_pd(a, b)
 #define _mm512_or_pd(a, b) portable_or_pd(a, b)
 #define FUSED_DOUBLES(name)                                                                            \
@@ -282,6 +290,78 @@ static inline simde__m512d portable_abs_pd(simde__m512d a) {
     const simde__m512d_private x = simde__m512d_to_private(a);
     EACH_HALF(r, _mm256_andnot_pd(_mm256_set1_pd(-0.0), x.m256d[i]));
 }
+static inline simde__m512d portable_whole(simde__m512d a, int down) {
+    const simde__m512d_private x = simde__m512d_to_private(a);
+    EACH_HALF(r, down ? _mm256_floor_pd(x.m256d[i])
+                      : _mm256_round_pd(x.m256d[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline __m256i portable_cut(simde__m512d a) {
+    const simde__m512d_private x = simde__m512d_to_private(a);
+    return _mm256_set_m128i(_mm256_cvttpd_epi32(x.m256d[1]), _mm256_cvttpd_epi32(x.m256d[0]));
+}
+static inline simde__m512d portable_gather(__m256i at, const double *p) {
+    EACH_HALF(r, _mm256_i32gather_pd(p, i ? _mm256_extracti128_si256(at, 1) : _mm256_castsi256_si128(at), 8));
+}
+static __attribute__((noinline)) simde__m512d portable_add_round_pd(simde__m512d a, simde__m512d b, int mode) {
+    simde__m512d_private x = simde__m512d_to_private(a), y = simde__m512d_to_private(b);
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr((before & ~(unsigned)_MM_ROUND_MASK) | (unsigned)(mode & 3) << 13);
+    for (int i = 0; i < 2; i++) {
+        __m256d sum = x.m256d[i];
+        __asm__ volatile("" : "+x"(sum) : : "memory");
+        sum = _mm256_add_pd(sum, y.m256d[i]);
+        __asm__ volatile("" : "+x"(sum) : : "memory");
+        x.m256d[i] = sum;
+    }
+    _mm_setcsr(before);
+    return simde__m512d_from_private(x);
+}
+static inline simde__m512d portable_bits(simde__m512i a) {
+    const simde__m512i_private x = simde__m512i_to_private(a);
+    EACH_HALF(r, _mm256_castsi256_pd(x.m256i[i]));
+}
+static inline simde__m512i portable_of_bits(simde__m512d a) {
+    const simde__m512d_private x = simde__m512d_to_private(a);
+    simde__m512i_private r;
+    for (int i = 0; i < 2; i++) r.m256i[i] = _mm256_castpd_si256(x.m256d[i]);
+    return simde__m512i_from_private(r);
+}
+static inline simde__m512i portable_slli64(simde__m512i a, int by) {
+    simde__m512i_private x = simde__m512i_to_private(a);
+    for (int i = 0; i < 2; i++) x.m256i[i] = _mm256_slli_epi64(x.m256i[i], by);
+    return simde__m512i_from_private(x);
+}
+static inline simde__m512i portable_set64(long long v) {
+    simde__m512i_private r;
+    for (int i = 0; i < 2; i++) r.m256i[i] = _mm256_set1_epi64x(v);
+    return simde__m512i_from_private(r);
+}
+static inline simde__mmask8 portable_test64(simde__m512i a, simde__m512i b) {
+    const simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);
+    simde__mmask8 r = 0;
+    for (int i = 0; i < 8; i++) r |= (simde__mmask8)((x.u64[i] & y.u64[i]) != 0) << i;
+    return r;
+}
+static inline simde__m512d portable_blend_pd(simde__mmask8 k, simde__m512d a, simde__m512d b) {
+    simde__m512d_private x = simde__m512d_to_private(a), y = simde__m512d_to_private(b);
+    for (int i = 0; i < 8; i++)
+        if (k >> i & 1) x.u64[i] = y.u64[i];
+    return simde__m512d_from_private(x);
+}
+#undef _mm512_roundscale_pd
+#define _mm512_roundscale_pd(a, imm) portable_whole(a, ((imm) & 7) == _MM_FROUND_TO_NEG_INF)
+#define _mm512_cvttpd_epi32(a) portable_cut(a)
+#undef _mm512_i32gather_pd
+#define _mm512_i32gather_pd(at, p, by) portable_gather(at, p)
+#undef _mm512_add_round_pd
+#define _mm512_add_round_pd(a, b, mode) portable_add_round_pd(a, b, mode)
+#define _mm512_castsi512_pd(a) portable_bits(a)
+#define _mm512_castpd_si512(a) portable_of_bits(a)
+#undef _mm512_slli_epi64
+#define _mm512_slli_epi64(a, by) portable_slli64(a, by)
+#define _mm512_set1_epi64(v) portable_set64(v)
+#define _mm512_test_epi64_mask(a, b) portable_test64(a, b)
+#define _mm512_mask_blend_pd(k, a, b) portable_blend_pd(k, a, b)
 #define _mm512_abs_pd(a) portable_abs_pd(a)
 #define _mm512_set1_pd(v) portable_set1_pd(v)
 #define _mm512_setzero_pd() portable_set1_pd(0.0)
