@@ -44,6 +44,7 @@ extensions = [
         "simd_int.h",
         "lanes.h",
         "dot_chain.h",
+        "dot_places.h",
         "dot_general.h",
         "dot_stochastic.h",
         "dot_wide.h",

@@ -134,11 +134,14 @@ def _precision(f: Format) -> int:
     return _precision(f.element) if isinstance(f, BlockFormat) else 24
 
 
-def _lanes(f: Plain) -> tuple[float, ...] | None:
-    """``lanes`` of `lstm_api.h`, or None where float32 lanes can't round to the format."""
+def _lanes(f: Plain, terms: bool = False) -> tuple[float, ...] | None:
+    """``lanes`` of `lstm_api.h`, or None where float32 lanes can't round to the format.
+
+    With `terms`, products and sums of known magnitudes: any fixed point of which float32 holds the sums.
+    """
     exponent = 0x7F800000
     if isinstance(f, FixedFormat):
-        if not f.signed or f.bits > WIDEST:
+        if (f.max_code >= 2**23) if terms else (not f.signed or f.bits > WIDEST):
             return None
         unit = float(f.epsilon)
         return (0, unit, 0.5, 1.5 * 2.0**23, float(f.max), unit, 0.0, 1.0)
@@ -720,50 +723,51 @@ def _group(
     if a.integer:
         return group | _integer_group(layer, a, members, ranges, counts)
     places = (a.product, a.tree, a.accumulator)
-    lanes = [_lanes(f) for f in places]
     steps = [_within(a.product, a.tree), _within(a.tree, a.tree), _within(a.tree, a.accumulator),
              _within(a.accumulator, a.accumulator)]  # fmt: skip
-    innocuous = all(steps)
-    nearest, stochastic = a.rounding == "nearest-even", a.rounding == "stochastic"
+    nearest = a.rounding == "nearest-even"
+    cut = NARROW if a.rounding == "stochastic" else WIDEST if a.rounding == "nearest-away" else 24
+    lanes = [_lanes(a.product, True), _lanes(a.tree, True), _lanes(a.accumulator)]
+    if _precision(a.accumulator) > cut:
+        lanes[2] = None  # float64 lanes then have it
+    innocuous = all(steps) and all(lanes)
     operands = (_multiplicand(a.weight, a.product), _multiplicand(a.input, a.product))
     bits = sum(_precision(f) for f in operands)
     flushes = not all(isinstance(f, FloatFormat) and f.subnormals for f in places)
-    path, domains = BY_EXACT, None
-    cut = NARROW if stochastic else WIDEST if a.rounding == "nearest-away" else 24
-    if all(lanes) and max(map(_precision, places)) <= cut:
+    path, domains = BY_WIDE, None
+    if all(lanes[:2]) and _in_lanes(a, cut):
         path = BY_GENERAL
         short = a.product == FP32 or (_precision(a.product) <= NARROW and bits <= 23)
         if nearest and innocuous and short:
             domains = _domains(a, math.prod(map(_lowest, operands)))
         if domains is not None and not (counted and domains[0]):
             path = BY_CHAIN
-    wide = [_wide_lanes(f) for f in places]
-    sums = ((a.product, a.tree), (a.tree, a.tree), (a.tree, a.accumulator))
-    if path == BY_EXACT and all(wide) and (not nearest or all(_double(*pair) for pair in sums)):
-        # Where counted, sums below the normal range, multiples of a product's least place, must be exact.
-        fine = 2.0**53 * _unit(a.product)
-        if not counted or max(float(getattr(f, "min_normal", 0)) for f in places) <= fine:
-            path, lanes = BY_WIDE, wide
+    if path == BY_WIDE:
+        sums = ((a.product, a.tree), (a.tree, a.tree), (a.tree, a.accumulator))
+        innocuous = all(_double(*pair) for pair in sums)
     if path == BY_CHAIN and _pairs(a, operands, level):
         path = BY_PAIRS
     stores = (PAIRED, WIDE) if path == BY_PAIRS else (HALF, TOP, WIDE)
     packed = [_packed(matrix, members, a, stores, counts) for matrix in (layer.w_x, layer.w_h)]
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
     subs = sum(p[3] for p in packed)
-    # Near zero a rounding adds up to a unit, however small the value.
-    units = [
-        float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
-        for f in places
-    ]
+    # Near zero a rounding adds up to a unit, however small the value; without subnormals it is a relative one.
+    units = [0.0 if isinstance(f, FloatFormat) and not f.subnormals else _unit(f) for f in places]
     step = 1 + 2.0 ** ((not a.rounding.startswith("nearest")) - min(map(_precision, places)))
     if a.rounding == "zero":  # adds nothing
         step, units = 1.0, [0.0] * 3
     growth = step ** (subs + 5) if (subs + 5) * math.log2(step) < 1000 else math.inf
+    # Nothing but 0 is sure to lie in an unsigned format's range.
+    tops = [min(float(f.max), SAFE) if getattr(f, "signed", True) else 0.0 for f in places]
+    near_zero = 16 * units[0] + 15 * units[1]
+    limit, tree_limit = 0.0, min(tops[:2]) / step**5 - near_zero
     if a.rounding.startswith("nearest"):
         # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
         growth = min(growth, 2 * step**5)
-    near_zero = 16 * units[0] + 15 * units[1]
-    tops = [min(float(f.max), SAFE) for f in places]
+        if _unit(a.product) >= _unit(a.tree):
+            # A product is at most doubled, and sums near zero are exact.
+            limit, tree_limit = tops[2] / (4 * step**5), max(tree_limit, min(tops[:2]) / (2 * step**5))
+    limit = max(limit, tops[2] / growth - subs * (near_zero + units[2])) if lanes[2] else -1.0
     least_product = 0.0
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
@@ -774,14 +778,45 @@ def _group(
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0], steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
-        "limit": tops[2] / growth - subs * (near_zero + units[2]),
-        "tree_limit": min(tops[:2]) / step**5 - near_zero, "least_product": least_product,
+        "limit": limit, "tree_limit": max(tree_limit, 0.0),
+        "lanes_limit": _lanes_limit(a) / step**5 - near_zero, "least_product": least_product,
         "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
             _operand(a.input, None, a.product, ranges[0]),
             _operand(a.input, gates[3].output, a.product, ranges[1]),
         ),
     }  # fmt: skip
+
+
+def _exact_sums(a: Arithmetic) -> bool:
+    """Whether all sums of the DPU are exact but for their range: fixed point that widens along the chain."""
+    fraction = [f.fraction_bits for f in (a.product, a.tree, a.accumulator) if isinstance(f, FixedFormat)]
+    return len(fraction) == 3 and fraction == sorted(fraction)
+
+
+def _in_lanes(a: Arithmetic, cut: int) -> bool:
+    """Whether float32 lanes round products and trees to formats that have lanes of at most `cut` bits."""
+    if _exact_sums(a):
+        return True
+    pair = (a.product, a.tree)
+    if any(isinstance(f, FixedFormat) and f.overflow == "wrap" for f in pair):
+        return False  # what wraps may be large again,
+    if a.tree.max > SAFE and getattr(a.tree, "saturate", False) and a.product.max <= SAFE:
+        return False  # as is an infinite product that saturates
+    return all(_precision(f) <= cut for f in pair if isinstance(f, FloatFormat) or cut == NARROW)
+
+
+def _lanes_limit(a: Arithmetic) -> float:
+    """Largest magnitude of a sub-vector's sums that float32 lanes round rightly."""
+    limit = 2.0**90
+    for f in (a.product, a.tree):
+        if isinstance(f, FixedFormat) and (f.max_code >= 2**22 - 1 or f.overflow == "wrap"):
+            limit = min(limit, 2.0**22 * _unit(f))
+    wraps = getattr(a.product, "overflow", "") == "wrap"
+    if a.rounding == "stochastic" and _exact_sums(a) and (wraps or _precision(a.product) > NARROW):
+        # 2^-12 units must be float32 values
+        limit = min(limit, (2.0**12 - 2) * _unit(a.product))
+    return limit
 
 
 def _domains(a: Arithmetic, lowest: float) -> tuple[float, float] | None:

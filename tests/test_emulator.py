@@ -196,7 +196,7 @@ FORMS = {
     "epur-fp16": "chain", "epur-bf16": "pairs", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
     "epur-e4m3fn-sat": "chain", "epur-e5m7": "chain", "epur-fp16-nosub": "general",
     "epur-e8m21": "general", "epur-q5.12": "general", "epur-q3.6-wrap": "general",
-    "epur-e8m22": "wide", "epur-uq5.9": "exact", "epur-int8": "integers",
+    "epur-e8m22": "wide", "epur-uq5.9": "general", "epur-int8": "integers",
 }  # fmt: skip
 
 
@@ -391,33 +391,45 @@ def test_the_chain_without_subnormals(a, flushes, scale):
         check(case, a, order)
 
 
-#: What float64 lanes take, and what they leave.
-WIDE = (
-    *((arithmetic(f"epur-{name}"), True) for name in ("q7.16", "q7.16-wrap", "e8m22")),
-    *((replace(arithmetic("epur-q5.12"), rounding=mode), mode == "stochastic") for mode in MODES),
-    *((replace(arithmetic("epur-q7.16"), rounding=mode, seed=9), True) for mode in MODES),
-    *(
-        (replace(arithmetic(f"epur-{name}"), rounding=mode, seed=9), True)
-        for name in ("fp32", "e8m20-nosub", "e6m14")
-        for mode in ("nearest-away", "stochastic")
-        if mode == "stochastic" or name == "fp32"
-    ),
-    (replace(mixed(product="e4m3", tree="q5.12", accumulator="fp32"), rounding="stochastic"), True),
-    (mixed(product="e4m3", tree="fp16", accumulator="q7.16"), True),
-    (mixed(product="fp32", tree="e8m22", accumulator="e8m22"), False),  # narrows
-    (arithmetic("epur-uq5.9"), False),
+def every(*names, modes=MODES):
+    """Arithmetics with these formats in all of the DPU's places, in these modes."""
+    places = ("product", "tree", "accumulator")
+    return [
+        replace(mixed(**dict.fromkeys(places, name)), rounding=mode, seed=9)
+        for name in names
+        for mode in modes
+    ]
+
+
+#: What float64 lanes take, and float32 lanes, with the accumulator in float64, where codes wrap or saturate.
+RANGES = (
+    *((a, "wide") for a in every("e8m22", "uq0.24", modes=("nearest-even", "up"))),
+    *((a, "wide") for a in every("fp32", modes=("nearest-away", "stochastic"))),
+    *((a, "wide") for a in every("e8m20-nosub", "e6m14", "uq7.17", modes=("stochastic",))),
+    *((a, "general") for a in every("q7.16", "uq3.4")),
+    *((a, "general") for a in every("q5.12", "q3.4-wrap", "uq4.6-wrap", modes=MODES[::3])),
+    *((a, "general") for a in every("e3m2", "e4m3fn", modes=MODES[2:])),
+    *((a, "general") for a in every("e4m3fn-sat", "e2m1", "e5m2-nosub", modes=("nearest-away", "stochastic"))),
+    (replace(mixed(product="e4m3", tree="q5.12", accumulator="fp32"), rounding="stochastic"), "wide"),
+    (mixed(product="e4m3", tree="fp16", accumulator="q7.16"), "general"),
+    (mixed(product="bf16", tree="q7.16", accumulator="bf16"), "general"),
+    (mixed(product="q7.16", tree="bf16", accumulator="q7.16-wrap"), "general"),
+    (mixed(product="q3.4-wrap", tree="fp16", accumulator="uq3.4-wrap"), "wide"),
+    (replace(mixed(tree="q2.20", accumulator="e6m1"), rounding="nearest-away"), "general"),
+    (mixed(product="e4m3", tree="e4m3fn", accumulator="fp16-sat"), "chain"),
+    (mixed(product="fp16", tree="bf16-sat", accumulator="q5.12"), "wide"),
+    (mixed(product="fp32", tree="e8m22", accumulator="e8m22"), "wide"),
+    (mixed(product="fp32", tree="e5m20", accumulator="e8m22"), "general"),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("a", "taken"), WIDE)
-@pytest.mark.parametrize("scale", [0.5, 2.0**-6, 4.0])
-def test_wide_formats(a, taken, scale):
-    """In float64 lanes, where results are small, usual, and leave the range."""
+@pytest.mark.parametrize(("a", "path"), RANGES)
+@pytest.mark.parametrize("scale", [2.0**-6, 4.0])
+def test_results_beyond_the_range(a, path, scale):
+    """Where results are small, and often leave the range."""
     case = usual(11, inputs=40, scale=scale, x_scale=2 * scale)
-    packed = engine(case.layer, a, count=False)._packed["pass"]
-    assert (packed.paths == ("wide",)) == taken
-    for order in ORDERS:
-        check(case, a, order)
+    assert engine(case.layer, a, count=False)._packed["pass"].paths == (path,)
+    check(case, a, ORDERS[scale > 1])
 
 
 def test_products_and_sums_just_below_the_normal_range():

@@ -48,7 +48,7 @@ def test_gates_that_share_an_arithmetic_share_a_path():
         Override("pass", gate, (("accumulator", parse(name)),))
         for gate, name in (("i", "q5.10"), ("f", "e8m22"), ("g", "fp32"))
     )
-    assert paths(replace(KEPT, overrides=every)) == ("general", "wide", "chain", "chain")
+    assert paths(replace(KEPT, overrides=every)) == ("general", "general", "chain", "chain")
     mu = replace(KEPT, overrides=(Override("pass", "o", (("mu", FP32),)),))
     assert paths(mu) == ("chain",)  # the multifunctional unit is not the DPU's concern
     assert paths(arithmetic("epur-int4")) == ("integers",)

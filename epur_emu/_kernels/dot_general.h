@@ -12,9 +12,10 @@
  *                  the chain and nothing is watched, `dot_stochastic.h` does this on the bits.
  * The unit follows from the exponent of v rounded to float32: where that is one too large, v rounds to a power of two anyway.
  *
- * Results beyond the largest value, infinities and not-a-number are not treated here: the largest magnitude met is kept, and
- * a row that leaves the range is computed again by `exact_row`. Products and tree are watched only where underflows are counted:
- * else the caller knows that they keep within it. Products must not underflow in float32: the caller proves it.
+ * What is beyond a place's range becomes what the format says, where the caller does not know that nothing is: in products and tree as they
+ * are; the accumulator then goes in float64 (`dot_places.h`). Codes that wrap from beyond 2^22 are left to `dot_wide.h`. No finite
+ * result must leave 2^100, nor one of fixed point of 23 bits and more 2^22 units, and no product may underflow in float32: the caller
+ * proves it.
  */
 
 #if defined(LEVEL_SCALAR)
@@ -39,10 +40,32 @@ int LEVEL(join)(const general *g, float *acc, const float *stored, ptrdiff_t n, 
 
 #define SIGN vf_set(-0.0f)
 
+/* Of one place, where what leaves the range is done again elsewhere: the largest magnitudes, and underflows. */
 typedef struct {
     vf top;
     vc below;
-} watch; /* of one place, over LOCK vectors */
+} watch;
+
+/* What happened at one place, as `happened` has it. */
+typedef struct {
+    vc above, below, underflow;
+    vf far;
+} events;
+#define NO_EVENTS ((events){vc_zero(), vc_zero(), vc_zero(), vf_set(0.0f)})
+
+/* Constants of a place's range, as `ranged_place` has them; `far` as FAR. */
+typedef struct {
+    float max, min, above, below, edge, span, far;
+    int wraps, takes_nan, takes_infinity;
+} range;
+
+static inline range range_of(const fmt *f, int mode) {
+    const int real = f->kind == FLOAT, wraps = f->overflow == WRAP;
+    const double unit = ldexp(1.0, -f->places);
+    return (range){(float)f->max, (float)f->min, (float)beyond_max(f, mode, 0), (float)beyond_max(f, mode, 1),
+                   !real || f->overflow == SATURATE ? INFINITY : FLT_MAX, wraps ? (float)(f->codes * unit) : 0.0f,
+                   wraps ? (float)(0x1p22 * unit) : INFINITY, wraps, !real, f->overflow == TO_NAN};
+}
 
 static inline float float_bits(uint32_t b) {
     float v;
@@ -71,6 +94,15 @@ INLINE vf scale_of(vf v, const lanes *f, const int mode, const int watching) {
     if (mode != NEAREST_EVEN && watching != NOTHING) e = vf_pick(vf_lt(vf_set(0x1p100f), e), vf_set(INFINITY), e);
     return cuts ? vf_or(e, vf_and(v, SIGN)) : e;
 }
+/* The same where finite values are below 2^100, and with LIMITS infinities go through; all but v and f constants. */
+INLINE vf scale_in(vf v, const lanes *f, const int mode, const int form, const int watching) {
+    const int cuts = mode == TOWARD_ZERO || mode == NEAREST_AWAY || mode == STOCHASTIC;
+    const vf mask = vf_set(float_bits(f->mask)), least = vf_set(f->least);
+    if (form == FIXED_SUMS) return cuts ? vf_or(least, vf_and(v, SIGN)) : least;
+    if (!(watching & LIMITS)) return scale_of(v, f, mode, NOTHING);
+    const vf e = vf_min(vf_max(vf_and(v, mask), least), vf_set(0x1p100f));
+    return cuts ? vf_or(e, vf_and(v, SIGN)) : e;
+}
 
 /* One lane's or vector's two keys, of stochastic rounding. */
 typedef struct {
@@ -86,10 +118,12 @@ INLINE vf shifted(vf v, vf scale, const lanes *f, const int mode, const keys *ke
 }
 
 /* v to units; scale * magic is exact. */
-INLINE vf to_units(vf v, const lanes *f, const int mode, const int watching, const keys *key, uint32_t n) {
-    const vf scale = scale_of(v, f, mode, watching), magic = vf_set(f->magic);
-    const vf back = mode == STOCHASTIC ? vf_set(f->magic + f->one) : magic;
+INLINE vf scaled_to_units(vf v, vf scale, const lanes *f, const int mode, const keys *key, uint32_t n) {
+    const vf magic = vf_set(f->magic), back = mode == STOCHASTIC ? vf_set(f->magic + f->one) : magic;
     return vf_fnma(scale, back, vf_fma(scale, magic, shifted(v, scale, f, mode, key, n)));
+}
+INLINE vf to_units(vf v, const lanes *f, const int mode, const int watching, const keys *key, uint32_t n) {
+    return scaled_to_units(v, scale_of(v, f, mode, watching), f, mode, key, n);
 }
 
 /* Without subnormals what is below `flush` becomes 0. */
@@ -103,25 +137,51 @@ INLINE vf watched(vf r, const lanes *f, const int tracked, watch *w) {
     return r;
 }
 
-INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, const int mode, const int watching,
-                           const keys *key, uint32_t n, watch *seen_here) {
+/* r, beyond the range, as the format has it: as `in_range`. */
+INLINE vf in_narrow_range(vf r, const range *f, const int form, events *h) {
+    const vf max = vf_set(f->max), min = vf_set(f->min), edge = vf_set(f->edge), span = vf_set(f->span);
+    vm high = vf_lt(max, r), low = vf_lt(r, min);
+    if (form != FIXED_SUMS && f->edge < INFINITY) {
+        high = vm_and(high, vf_le(r, edge));
+        low = vm_and(low, vf_le(vf_neg(edge), r));
+    }
+    h->above = vc_add(h->above, high), h->below = vc_add(h->below, low);
+    if (f->wraps) {
+        const vf magic = vf_mul(span, vf_set(1.5f * 0x1p23f)), round = vf_sub(r, vf_sub(vf_add(r, magic), magic));
+        const vf down = vf_pick(vf_lt(max, round), vf_sub(round, span), round);
+        h->far = vf_max(vf_abs(r), h->far);
+        r = vf_pick(vf_lt(down, min), vf_add(down, span), down);
+    } else
+        r = vf_pick(high, vf_set(f->above), vf_pick(low, vf_set(f->below), r));
+    if (form != FIXED_SUMS && f->takes_nan) r = vf_pick(vf_le(r, vf_set(INFINITY)), r, vf_set(0.0f));
+    if (form != FIXED_SUMS && f->takes_infinity) r = vf_pick(vf_le(vf_abs(r), vf_set(FLT_MAX)), r, vf_set(NAN));
+    return r;
+}
+
+INLINE vf ranged(vf r, const lanes *f, const range *limit, const int form, const int watching, events *h) {
+    if (form != FIXED_SUMS) r = flushed(r, vf_set(f->flush), f->flush > 0.0f);
+    return watching & LIMITS ? in_narrow_range(r, limit, form, h) : r;
+}
+
+INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, const range *limit, const int mode, const int form,
+                           const int watching, const keys *key, uint32_t n, events *seen_here) {
     const vf x = vf_set(factor);
-    const int single = f->magic == 0.0f; /* float32 itself */
+    const int single = form != FIXED_SUMS && f->magic == 0.0f; /* float32 itself */
     EACH {
         const vf near = vf_mul(w[i], x);
         vf r = near;
         if (!single && mode == NEAREST_EVEN) {
-            const vf magic = vf_mul(scale_of(near, f, mode, watching), vf_set(f->magic));
+            const vf magic = vf_mul(scale_in(near, f, mode, form, watching), vf_set(f->magic));
             r = vf_sub(vf_fma(w[i], x, magic), magic);
         } else if (!single)
-            r = to_units(near, f, mode, watching, key + i, n);
-        r = watched(r, f, watching != NOTHING, seen_here);
-        if (watching == COUNTS) {
-            const vf rest = vf_fma(w[i], x, vf_neg(r)), room = vf_fma(vf_abs(w[i]), vf_abs(x), vf_set(-f->normal));
+            r = scaled_to_units(near, scale_in(near, f, mode, form, watching), f, mode, key + i, n);
+        if (watching & COUNTS) {
+            const vf kept = flushed(r, vf_set(f->flush), f->flush > 0.0f);
+            const vf rest = vf_fma(w[i], x, vf_neg(kept)), room = vf_fma(vf_abs(w[i]), vf_abs(x), vf_set(-f->normal));
             const vm below = vm_and(vf_ne(rest, vf_set(0.0f)), vf_lt(room, vf_set(0.0f)));
-            seen_here->below = vc_add(seen_here->below, f->mask ? below : vm_and(below, vf_eq(r, vf_set(0.0f))));
+            seen_here->underflow = vc_add(seen_here->underflow, f->mask ? below : vm_and(below, vf_eq(kept, vf_set(0.0f))));
         }
-        p[i] = r;
+        p[i] = ranged(r, f, limit, form, watching, seen_here);
     }
 }
 
@@ -131,8 +191,12 @@ INLINE vf error_of(vf a, vf b, vf s) {
     return vf_add(vf_sub(a, vf_sub(s, back)), vf_sub(b, back));
 }
 
-INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, int innocuous, const int watching,
-                       const keys *key, uint32_t n, watch *seen_here) {
+INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, const int mode, const int form, int innocuous,
+                       const int watching, const keys *key, uint32_t n, events *seen_here) {
+    if (form == FIXED_SUMS) { /* exact */
+        EACH a[i] = ranged(vf_add(a[i], b[i]), f, limit, form, watching, seen_here);
+        return;
+    }
     const int single = f->magic == 0.0f, odd = HAS_ODD && mode == NEAREST_EVEN && !innocuous && !single;
     const vf zero = vf_set(0.0f);
     vf s[LOCK], e[LOCK], r[LOCK];
@@ -146,15 +210,15 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, int i
             e[i] = error_of(a[i], b[i], s[i]);
             lost |= vm_any(vf_ne(e[i], zero));
         }
-    EACH r[i] = single ? s[i] : to_units(s[i], f, mode, watching, key + i, n);
+    EACH r[i] = single ? s[i] : scaled_to_units(s[i], scale_in(s[i], f, mode, form, watching), f, mode, key + i, n);
     if (lost)
         EACH {
-            const vf off = vf_sub(s[i], r[i]), half = vf_mul(scale_of(s[i], f, mode, watching), vf_set(f->half));
+            const vf off = vf_sub(s[i], r[i]), half = vf_mul(scale_in(s[i], f, mode, form, watching), vf_set(f->half));
             const vm wrong = vm_and(vf_eq(vf_abs(off), half), vf_lt(zero, vf_xor(e[i], vf_and(off, SIGN))));
             r[i] = vf_add(r[i], vf_pick(wrong, vf_add(off, off), zero));
         }
-    EACH r[i] = watched(r[i], f, watching != NOTHING, seen_here);
-    if (watching == COUNTS)
+    EACH r[i] = ranged(r[i], f, limit, form, watching & ~LIMITS, seen_here);
+    if (watching & COUNTS)
         EACH {
             const vf normal = vf_set(f->normal), size = vf_abs(s[i]);
             vm inexact, at = vf_eq(size, normal);
@@ -175,36 +239,81 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const int mode, int i
                     at = vm_and(at, vf_ne(s[i], s[i]));
             }
             const vm below = vm_and(vm_or(vf_lt(size, normal), at), vm_or(inexact, vf_ne(s[i], r[i])));
-            seen_here->below = vc_add(seen_here->below, f->mask ? below : vm_and(below, vf_eq(r[i], zero)));
+            seen_here->underflow = vc_add(seen_here->underflow, f->mask ? below : vm_and(below, vf_eq(r[i], zero)));
         }
-    EACH a[i] = r[i];
+    EACH a[i] = watching & LIMITS ? in_narrow_range(r[i], limit, form, seen_here) : r[i];
 }
 
-INLINE void one_sub_vector(float *level, float *acc, const float *wide, const float *x, const general *g, const int mode,
-                           const int innocuous, const int watching, const uint32_t *key_a, const uint32_t *key_b, uint32_t n,
-                           watch *seen_here) {
-    const int all = watching == COUNTS ? COUNTS : NOTHING, exact_below = watching == COUNTS && !g->narrows;
-    const int in_tree = exact_below ? RANGE : all, in_acc = exact_below ? RANGE : watching;
+/* What the operations of one call share. */
+typedef struct {
+    lanes place[3];
+    range limit[3];
+    ranged_place last; /* the accumulator */
+    int mode, innocuous, within[3], exact_below, exact_last; /* exact: sums below the normal range; in the accumulator */
+} operations;
+
+/* What happened to one vector's rows; the accumulator's: `last`, where it is watched. */
+typedef struct {
+    events place[2];
+    happened last;
+} passed;
+
+/* acc += sum in float64: for accumulators that may leave their range, or that float32 lanes don't have. */
+INLINE void accumulate(float *acc, const float *sum, const operations *o, const int mode, const int form, const int watching,
+                       const uint32_t *key_a, const uint32_t *key_b, uint32_t n, happened *h) {
+    for (int l = 0; l < LANES; l += VD) {
+        const vd a = vd_load(acc + l), b = vd_load(sum + l);
+        ve word = ve_load(key_a + l);
+        if (mode == STOCHASTIC) word = ve_add(ve_mul(word, ve_set(n)), ve_load(key_b + l));
+        if (form == FIXED_SUMS || o->exact_last)
+            vd_store(acc + l, in_range(vd_add(a, b), &o->last, form, h));
+        else
+            vd_store(acc + l, wide_rounded(mode == NEAREST_EVEN ? vd_odd(a, b) : vd_add(a, b), a, b,
+                                           mode == NEAREST_EVEN ? ODD_SUM_OF : SUM_OF, &o->last, mode, FLUSHING, &word, word,
+                                           watching & COUNTS, 1, h));
+    }
+}
+
+INLINE void one_sub_vector(float *level, float *acc, const float *wide, const float *x, const operations *o, const int mode,
+                           const int form, const int innocuous, const int watching, const uint32_t *key_a, const uint32_t *key_b,
+                           uint32_t n, passed *seen_here) {
+    events *here = seen_here->place;
     keys key[LOCK];
     vf a[LOCK], b[LOCK];
     EACH key[i] = keys_at(key_a + i * VW, key_b + i * VW);
+#define PRODUCTS_OF(to, j)                                                                                                    \
+    load_wide(w, wide, 0, j), round_products(to, w, x[j], &o->place[PRODUCT], &o->limit[PRODUCT], mode, form, watching, key,   \
+                                             n + (uint32_t)(j), here)
+#define SUMS_OF(innocuous_here, watching_here, op)                                                                            \
+    round_sums(a, b, &o->place[TREE], &o->limit[TREE], mode, form, innocuous || (innocuous_here), watching_here, key, op, here + TREE)
     for (int j = 0; j < 16; j += 2) {
         vf w[LOCK];
-        load_wide(w, wide, 0, j), round_products(a, w, x[j], &g->place[PRODUCT], mode, all, key, n + (uint32_t)j, seen_here);
-        load_wide(w, wide, 0, j + 1);
-        round_products(b, w, x[j + 1], &g->place[PRODUCT], mode, all, key, n + (uint32_t)j + 1, seen_here);
-        round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[0], in_tree, key, n + 16 + (uint32_t)j / 2, seen_here + TREE);
+        PRODUCTS_OF(a, j);
+        PRODUCTS_OF(b, j + 1);
+        if (watching & COUNTS && !o->exact_below)
+            SUMS_OF(o->within[0], watching, n + 16 + (uint32_t)j / 2);
+        else
+            SUMS_OF(o->within[0], watching & ~COUNTS, n + 16 + (uint32_t)j / 2);
         put(level + j / 2 * LANES, a);
     }
     uint32_t op = n + 24;
     for (int width = 4; width; width /= 2)
         for (int j = 0; j < width; j++, op++) {
             fetch(a, level + 2 * j * LANES), fetch(b, level + (2 * j + 1) * LANES);
-            round_sums(a, b, &g->place[TREE], mode, innocuous || g->within[1], in_tree, key, op, seen_here + TREE);
+            if (watching & COUNTS && !o->exact_below)
+                SUMS_OF(o->within[1], watching, op);
+            else
+                SUMS_OF(o->within[1], watching & ~COUNTS, op);
             put(level + j * LANES, a);
         }
+#undef PRODUCTS_OF
+#undef SUMS_OF
+    if (watching) {
+        accumulate(acc, level, o, mode, form, watching, key_a, key_b, op, &seen_here->last);
+        return;
+    }
     fetch(a, acc), fetch(b, level);
-    round_sums(a, b, &g->place[ACCUMULATOR], mode, innocuous || g->within[2], in_acc, key, op, seen_here + ACCUMULATOR);
+    round_sums(a, b, &o->place[ACCUMULATOR], NULL, mode, form, innocuous || o->within[2], NOTHING, key, op, here);
     put(acc, a);
 }
 
@@ -250,8 +359,9 @@ typedef struct {
     seen *n;
 } general_call;
 
-/* Vector v's rows again, by the exact path. */
-static void again(const general_call *c, const int32_t *order, ptrdiff_t v) {
+/* Vector v's rows again: by `dot_wide.h`, and by the exact path. */
+static void again(const general_call *c, const int32_t *order, ptrdiff_t v);
+static void exactly(const general_call *c, const int32_t *order, ptrdiff_t v) {
     const unsigned before = turned(NEAREST_EVEN);
     for (int q = 0; q < LOCK_ROWS; q++)
         if (order[q] < c->m->rows)
@@ -260,21 +370,38 @@ static void again(const general_call *c, const int32_t *order, ptrdiff_t v) {
     _mm_setcsr(before);
 }
 
-INLINE void general_rows(const general_call *c, const int mode, const int innocuous, const int watching) {
+/* Whether no code was too far out to wrap in lanes. */
+static inline int close_enough(const passed *h, const operations *o, const fmt *formats) {
+    for (int p = PRODUCT; p <= TREE; p++) {
+        float far[VW];
+        vf_store(far, h->place[p].far);
+        for (int l = 0; l < VW; l++)
+            if (!(far[l] <= o->limit[p].far)) return 0;
+    }
+    return near_enough(&h->last, formats + ACCUMULATOR);
+}
+
+INLINE void general_rows(const general_call *c, const int mode, const int form, const int innocuous, const int watching) {
     const matrix *m = c->m;
+    const fmt *formats = c->u[c->order[0] & 3].place;
     float wide[16 * LANES] ALIGNED, level[8 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
     uint32_t key_a[TILE * LANES] ALIGNED, key_b[TILE * LANES] ALIGNED;
+    operations o = {.last = ranged_of(formats + ACCUMULATOR, mode), .exact_below = !c->g->narrows};
+    o.exact_last = formats[TREE].kind == FIXED && formats[ACCUMULATOR].kind == FIXED &&
+                   formats[ACCUMULATOR].places >= formats[TREE].places;
+    for (int p = 0; p < 3; p++)
+        o.place[p] = c->g->place[p], o.within[p] = c->g->within[p], o.limit[p] = range_of(formats + p, mode);
     for (ptrdiff_t r = 0; r < c->count; r += LOCK_ROWS) {
         const int32_t *order = c->order + r;
         for (ptrdiff_t first = 0; first < c->nv; first += TILE) {
             float *a = c->acc + first * c->pitch;
             ptrdiff_t place[TILE];
             const ptrdiff_t used = taken_of(c->take, first, c->nv, place);
-            watch seen_here[TILE][3];
+            passed seen_here[TILE];
             if (!used) continue;
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
-                for (int p = 0; p < 3; p++) seen_here[u][p] = (watch){vf_set(0.0f), vc_zero()};
+                seen_here[u] = (passed){{NO_EVENTS, NO_EVENTS}, {0, 0, 0, vd_set(0.0)}};
                 if (mode == STOCHASTIC)
                     lock_keys(key_a + u * LANES, key_b + u * LANES, c->step_keys[first + place[u]], order);
             }
@@ -282,19 +409,20 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
                 const float *xs = c->x + (s * c->nv + first) * 16;
                 widen(wide, m, order, s);
                 for (ptrdiff_t u = 0; u < used; u++)
-                    one_sub_vector(level, sums + u * LANES, wide, xs + place[u] * 16, c->g, mode, innocuous, watching,
-                                   key_a + u * LANES, key_b + u * LANES, 32 * (uint32_t)(c->first_sub + s), seen_here[u]);
+                    one_sub_vector(level, sums + u * LANES, wide, xs + place[u] * 16, &o, mode, form, innocuous, watching,
+                                   key_a + u * LANES, key_b + u * LANES, 32 * (uint32_t)(c->first_sub + s), seen_here + u);
             }
             for (ptrdiff_t u = 0; u < used; u++) {
-                int out = 0;
-                for (int p = 0; p < 3 && watching != NOTHING; p++) out |= beyond(&seen_here[u][p], &c->g->place[p], mode);
-                if (out) {
+                const passed *h = seen_here + u;
+                if (watching && !close_enough(h, &o, formats)) {
                     again(c, order, first + place[u]);
                     continue;
                 }
                 scatter_lanes(a + place[u] * c->pitch, sums + u * LANES, order);
-                if (watching == COUNTS)
-                    for (int p = 0; p < 3; p++) c->n[p].underflow += vc_sum(seen_here[u][p].below);
+                if (!watching) continue;
+                for (int p = PRODUCT; p <= TREE; p++)
+                    told(vc_sum(h->place[p].above), vc_sum(h->place[p].below), vc_sum(h->place[p].underflow), formats + p, mode, c->n + p);
+                told(h->last.above, h->last.below, h->last.underflow, formats + ACCUMULATOR, mode, c->n + ACCUMULATOR);
             }
         }
     }
@@ -304,19 +432,26 @@ INLINE void general_rows(const general_call *c, const int mode, const int innocu
 static void rows_drawn(const general_call *c);
 static void rows_drawn_flushed(const general_call *c);
 
-#define GENERAL_MODE(name, mode, innocuous)                                                                        \
-    static __attribute__((noinline)) void name##_counts(const general_call *c) { general_rows(c, mode, innocuous, COUNTS); } \
-    static __attribute__((noinline)) void name##_range(const general_call *c) { general_rows(c, mode, innocuous, RANGE); }   \
-    static __attribute__((noinline)) void name##_free(const general_call *c) { general_rows(c, mode, innocuous, NOTHING); }
-GENERAL_MODE(rows_nearest, NEAREST_EVEN, 0)
-GENERAL_MODE(rows_innocuous, NEAREST_EVEN, 1)
-GENERAL_MODE(rows_away, NEAREST_AWAY, 0)
-GENERAL_MODE(rows_zero, TOWARD_ZERO, 0)
-GENERAL_MODE(rows_up, UPWARD, 0)
-GENERAL_MODE(rows_down, DOWNWARD, 0)
-GENERAL_MODE(rows_stochastic, STOCHASTIC, 0)
+typedef void rows_of(const general_call *);
+#define GENERAL_ROWS(name, mode, form, innocuous, watching) \
+    static __attribute__((noinline)) void name(const general_call *c) { general_rows(c, mode, form, innocuous, watching); }
+#define GENERAL_MODE(name, mode)                                                                                                 \
+    GENERAL_ROWS(name##_free, mode, GRADUAL, 0, NOTHING) GENERAL_ROWS(name##_ranged, mode, GRADUAL, 0, RANGE)                    \
+    GENERAL_ROWS(name##_counted, mode, GRADUAL, 0, RANGE | COUNTS) GENERAL_ROWS(name##_limited, mode, GRADUAL, 0, RANGE | LIMITS) \
+    GENERAL_ROWS(name##_watched, mode, GRADUAL, 0, RANGE | COUNTS | LIMITS)                                                      \
+    GENERAL_ROWS(name##_fixed, mode, FIXED_SUMS, 0, RANGE) GENERAL_ROWS(name##_fixed_limited, mode, FIXED_SUMS, 0, RANGE | LIMITS) \
+    GENERAL_ROWS(name##_fixed_watched, mode, FIXED_SUMS, 0, RANGE | COUNTS | LIMITS)
+GENERAL_MODE(rows_nearest, NEAREST_EVEN)
+GENERAL_MODE(rows_away, NEAREST_AWAY)
+GENERAL_MODE(rows_zero, TOWARD_ZERO)
+GENERAL_MODE(rows_up, UPWARD)
+GENERAL_MODE(rows_down, DOWNWARD)
+GENERAL_MODE(rows_stochastic, STOCHASTIC)
+GENERAL_ROWS(rows_innocuous_free, NEAREST_EVEN, GRADUAL, 1, NOTHING)
+GENERAL_ROWS(rows_innocuous_ranged, NEAREST_EVEN, GRADUAL, 1, RANGE)
+GENERAL_ROWS(rows_innocuous_counted, NEAREST_EVEN, GRADUAL, 1, RANGE | COUNTS)
 
-/* exact_row begins again from `acc`, which is why the lanes' sums go there last.
+/* `dot_wide` begins again from `acc`, which is why the lanes' sums go there last.
  *   u IN (4) units of the gates; step_keys IN (nv), for stochastic rounding, as is first_sub, the number of the first
  *   sub-vector; n INOUT (3) counts of products, tree, accumulator
  */
@@ -324,42 +459,43 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
                         const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,
                         const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *n) {
     const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n};
+    /* by COUNTS and LIMITS; fixed point is always watched somewhat */
+#define FORMS(name)                                                                      \
+    {{name##_ranged, name##_counted, name##_limited, name##_watched},                    \
+     {name##_fixed, name##_fixed_watched, name##_fixed_limited, name##_fixed_watched}}
+    static rows_of *const run[][2][4] = {FORMS(rows_nearest), FORMS(rows_away), FORMS(rows_zero),
+                                         FORMS(rows_up), FORMS(rows_down), FORMS(rows_stochastic)};
+#undef FORMS
+    static rows_of *const free_run[] = {rows_nearest_free, rows_away_free, rows_zero_free, rows_up_free, rows_down_free, rows_stochastic_free};
+    static rows_of *const innocuous[] = {rows_innocuous_ranged, rows_innocuous_counted};
+    const int fixed = form_of(u[order[0] & 3].place) == FIXED_SUMS, flags = watching / COUNTS;
     const unsigned before = turned(g->mode);
-#define RUN(name) (watching == COUNTS ? name##_counts : watching == RANGE ? name##_range : name##_free)(&c)
-    switch (g->mode) {
-    case NEAREST_EVEN:
-        if (g->innocuous)
-            RUN(rows_innocuous);
-        else
-            RUN(rows_nearest);
-        break;
-    case UPWARD: RUN(rows_up); break;
-    case DOWNWARD: RUN(rows_down); break;
-    case TOWARD_ZERO: RUN(rows_zero); break;
-    case NEAREST_AWAY: RUN(rows_away); break;
-    default:
-        if (watching != COUNTS && !g->narrows)
-            rows_drawn(&c);
-        else if (watching != COUNTS && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
-            rows_drawn_flushed(&c);
-        else
-            RUN(rows_stochastic);
-    }
-#undef RUN
+    if (g->mode == STOCHASTIC && !flags && !g->narrows)
+        rows_drawn(&c);
+    else if (g->mode == STOCHASTIC && !flags && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
+        rows_drawn_flushed(&c);
+    else if (g->mode == NEAREST_EVEN && g->innocuous && !fixed && !(watching & LIMITS))
+        (watching ? innocuous[flags] : rows_innocuous_free)(&c);
+    else if (watching || fixed)
+        run[g->mode][fixed][flags](&c);
+    else
+        free_run[g->mode](&c);
     _mm_setcsr(before);
 }
 
 INLINE int join_lanes(const general *g, float *acc, const float *stored, ptrdiff_t n, seen *count, const int mode) {
+    events happened_here = NO_EVENTS;
     watch w = {vf_set(0.0f), vc_zero()};
     const keys none[LOCK] = {0};
     for (ptrdiff_t k = 0; k < n; k += LANES) {
         vf a[LOCK], b[LOCK];
         fetch(a, acc + k), fetch(b, stored + k);
-        round_sums(a, b, &g->place[ACCUMULATOR], mode, 0, COUNTS, none, 0, &w);
+        round_sums(a, b, &g->place[ACCUMULATOR], NULL, mode, GRADUAL, 0, COUNTS, none, 0, &happened_here);
+        EACH w.top = vf_topmost(w.top, vf_abs(a[i]));
         put(acc + k, a);
     }
     if (beyond(&w, &g->place[ACCUMULATOR], mode)) return 0;
-    count->underflow += vc_sum(w.below);
+    count->underflow += vc_sum(happened_here.underflow);
     return 1;
 }
 #define JOIN_MODE(name, mode)                                                                                          \

@@ -34,8 +34,8 @@ cdef extern from * nogil:
         int narrow, largest_w, largest_x
     ctypedef struct int_width:
         int bits, overflow
-    void epur_dot_int(int, const int_matrix*, const int16_t*, int32_t*, ptrdiff_t, const int_width*, ptrdiff_t, ptrdiff_t,
-                      bint, int64_t*, void*)
+    void epur_dot_int(int, const int_matrix*, const int16_t*, int32_t*, ptrdiff_t, const int_width*, ptrdiff_t,
+                      ptrdiff_t, bint, int64_t*, void*)
     ptrdiff_t int_room(ptrdiff_t, ptrdiff_t)
     void epur_input_codes(int, const float*, int16_t*, ptrdiff_t, int, double, int64_t*)
 

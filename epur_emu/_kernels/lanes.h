@@ -4,6 +4,7 @@
 #include "lstm_api.h"
 
 #include "dot_chain.h"
+#include "dot_places.h"
 #include "dot_general.h"
 #include "dot_stochastic.h"
 #include "dot_wide.h"

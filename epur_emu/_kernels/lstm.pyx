@@ -67,7 +67,7 @@ cdef extern from * nogil:
         double norm[2]
         double part[2]
         double low[2]
-        double limit, tree_limit, least_product
+        double limit, tree_limit, lanes_limit, least_product
         operand operand[2]
         int counts_input
         int_matrix codes[2]
@@ -288,7 +288,8 @@ cdef class Pass:
             g.general.place[k] = lanes_of(values["lanes"][k])
             g.general.within[k] = values["within"][k]
         g.general.mode, g.general.innocuous, g.general.narrows = values["mode"], values["innocuous"], values["narrows"]
-        g.limit, g.tree_limit, g.least_product = values["limit"], values["tree_limit"], values["least_product"]
+        g.limit, g.tree_limit, g.lanes_limit = values["limit"], values["tree_limit"], values["lanes_limit"]
+        g.least_product = values["least_product"]
         for k, (array, store, rows, subs, norm, part, low) in enumerate(values["w"]):
             if store == 2:
                 wide = array

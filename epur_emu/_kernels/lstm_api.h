@@ -44,9 +44,9 @@ typedef struct {
     int narrows;   /* whether a sum below the normal range may be inexact */
 } general;
 
-/* What `dot_general` looks out for: nothing, as no value can leave its range; whether the accumulator does; whether any place
- * does, and underflows. */
-enum { NOTHING, RANGE, COUNTS };
+/* What `dot_general` and `dot_wide` look out for, flags: whether the accumulator leaves its range (`dot_wide`: always), underflows, whether
+ * products and tree leave theirs. */
+enum { NOTHING = 0, RANGE = 1, COUNTS = 2, LIMITS = 4 };
 
 /* What the MU's fast form takes; tables are indexed by codes and hold results' codes, see `mu_narrow.h`. */
 typedef struct {
@@ -98,7 +98,7 @@ typedef struct {
                              const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                     \
     void dot_wide##suffix(const matrix *, const general *, const unit *, const int32_t *order, ptrdiff_t count,        \
                           const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,              \
-                          const uint32_t *step_keys, ptrdiff_t first_sub, int counted, seen *);                        \
+                          const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *);                        \
     void columns##suffix(columns *, const float *x, ptrdiff_t pitch, ptrdiff_t inputs, int normal, int least);         \
     int64_t underflows##suffix(const matrix *, const int32_t *order, ptrdiff_t count, const columns *);                \
     int mu_narrow##suffix(const mu_call *, ptrdiff_t block, const float *acc, float *c, float *h, seen *);              \

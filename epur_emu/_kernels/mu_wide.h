@@ -204,7 +204,7 @@ INLINE int mu_wide_block(const mu_wides *k, ptrdiff_t block, const float *acc, f
         vp gate[4], taken = before;
         if (peep) PART { /* to nearest even; in other modes the MU holds it */
                 ve any = ve_load(word);
-                taken.p[i] = wide_rounded(before.p[i], &place->f, mode, 0, &any, any, NULL);
+                taken.p[i] = vd_flushed(wide_units(before.p[i], &place->f, mode, 0, &any, any), place->f.flush);
                 left = vdm_or(left, vd_beyond(taken.p[i], place->max));
             }
         for (int q = 0; q < 4; q++) {

@@ -107,8 +107,8 @@ static int same_operand(const operand *a, const operand *b) {
            a->block == b->block && a->max_exp == b->max_exp && memcmp(&a->format, &b->format, sizeof a->format) == 0;
 }
 
-/* The general path where no value can leave its range, and where only the accumulator can. */
-enum { SAFELY = BY_INTEGERS, RANGED = BY_PAIRS + 1, WAYS };
+/* The general path where no value can leave its range, where only the accumulator can, and where all can; the wide one where all can. */
+enum { SAFELY = BY_INTEGERS, RANGED = BY_PAIRS + 1, LIMITED, BEYOND, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -205,9 +205,11 @@ static void counted_chain(const products *c, ptrdiff_t from, ptrdiff_t to, seen 
 }
 
 static void some_rows(void *call, int part, int parts) {
-    static const int watching[WAYS] = {[BY_GENERAL] = COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE};
     products *c = call;
     const pass *p = c->p;
+    const int counts = p->counted ? COUNTS : NOTHING;
+    const int watching[WAYS] = {[BY_GENERAL] = RANGE | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE, [LIMITED] = RANGE | LIMITS | counts,
+                                [BY_WIDE] = counts, [BEYOND] = LIMITS | counts};
     const group *q = c->q;
     const room_t *r = c->k->room;
     const matrix *m = &q->w[c->which];
@@ -217,6 +219,7 @@ static void some_rows(void *call, int part, int parts) {
     const uint8_t *take = r->take[c->way];
     seen *n = c->own[part].n;
     memset(n, 0, sizeof c->own[part].n);
+    if (!count) return;
     if (c->way == BY_PAIRS)
         dot_pairs(m, &q->chain, order, count, r->x, c->sums, pitch, take, nv, c->k->back);
     else if (by_codes(c))
@@ -224,9 +227,9 @@ static void some_rows(void *call, int part, int parts) {
     else if (c->way == BY_CHAIN)
         AT_LEVEL(p->level, dot_chain)(m, &q->chain, order, count, r->x, c->sums, pitch, take, nv,
                                       c->underflows ? &n[PRODUCT].underflow : NULL);
-    else if (c->way == BY_WIDE)
+    else if (c->way == BY_WIDE || c->way == BEYOND)
         AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, order, count, r->x, c->sums, pitch, take, nv, r->keys, first_sub,
-                                     p->counted, n);
+                                     watching[c->way], n);
     else if (c->way == BY_EXACT)
         dot_general_scalar(m, &q->general, p->unit, order, count, r->x, c->sums, pitch, take, nv, r->keys, first_sub, COUNTS, n);
     else
@@ -349,12 +352,15 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS;
             const int by_chain = narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
-            const int path = by_chain && lanes && safe                          ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
-                             : q->path == BY_WIDE && within                     ? BY_WIDE
-                             : (!narrow && q->path != BY_GENERAL) || !lanes     ? BY_EXACT
-                             : p->counted || !within                            ? BY_GENERAL
-                             : safe                                             ? SAFELY
-                                                                                : RANGED;
+            const int single = q->path != BY_WIDE && lanes && q->part[which] * top <= q->lanes_limit;
+            const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
+                             : !finite || !(q->part[which] < INFINITY) ? BY_EXACT
+                             : q->path == BY_WIDE && within            ? BY_WIDE
+                             : !single                                 ? BEYOND
+                             : !within                                 ? LIMITED
+                             : p->counted                              ? BY_GENERAL
+                             : safe                                    ? SAFELY
+                                                                       : RANGED;
             for (int way = 0; way < WAYS; way++) r->take[way][v] = path == way;
             exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
@@ -419,7 +425,7 @@ void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv
 static void joined(const pass *p, float *sums, const float *stored, const room_t *r, uint32_t step_key, seen *n) {
     const group *q = &p->group[0];
     const ptrdiff_t size = p->blocks * 64;
-    if (p->groups == 1 && q->path <= BY_GENERAL && q->general.mode != STOCHASTIC) {
+    if (p->groups == 1 && q->path <= BY_GENERAL && q->general.mode != STOCHASTIC && q->general.place[ACCUMULATOR].least > 0) {
         memcpy(r->copy, sums, (size_t)size * sizeof *sums);
         if (AT_LEVEL(p->level, join)(&q->general, sums, stored, size, &n[ACCUMULATOR])) return;
         memcpy(sums, r->copy, (size_t)size * sizeof *sums);

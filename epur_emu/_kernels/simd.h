@@ -20,6 +20,7 @@
  *   vf_normal(v)      v, or 0 where it is subnormal, between `flushing`, whose result goes to `flushing_no_more`, and that
  *   vd_..., ve_...    VD doubles and as many words of 32 bits: vd_load, vd_store from and to floats, vd_get, vd_put as they are;
  *                     vd_flushed(r, least) r, or 0 if |r| is below (not-a-number stays); vd_of(e) of integers; ve_down(a) the upper 12 bits;
+ *                     vd_odd(a, b) as vf_odd; vdm, vd_lt, ... masks: vdm_count(m) lanes set, vd_pick(m, a, b) a where it is
  *                     vd_whole(a) to the nearest whole number whatever the direction; vd_power(k) 2^k; vd_index(a) of whole numbers;
  *                     vd_gather(p, e) the doubles at p + e; vdm masks; vd_beyond(a, most) where not |a| <= most; vd_only(m, a) a, else 0;
  *                     vd_below(v, r, normal, whole) how many |v| != |r| are below normal where r's bits in `whole` are 0
@@ -28,6 +29,7 @@
 #ifndef EPUR_SIMD_H
 #define EPUR_SIMD_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -202,10 +204,31 @@ static inline int vd_below(vd v, vd r, vd normal, vd whole) {
     const vd gone = _mm256_cmp_pd(vd_and(r, whole), _mm256_setzero_pd(), _CMP_EQ_OQ);
     return __builtin_popcount((unsigned)_mm256_movemask_pd(vd_and(vd_and(inexact, small), gone)));
 }
+#define vd_le(a, b) _mm256_cmp_pd(a, b, _CMP_LE_OQ)
+#define vd_eq(a, b) _mm256_cmp_pd(a, b, _CMP_EQ_OQ)
+#define vd_neg(a) _mm256_xor_pd(_mm256_set1_pd(-0.0), a)
+#define vdm_and(a, b) _mm256_and_pd(a, b)
+#define vdm_count(m) __builtin_popcount((unsigned)_mm256_movemask_pd(m))
+#define vd_pick(m, a, b) _mm256_blendv_pd(b, a, m)
+/* Where the processor rounds to nearest. */
+static inline vd vd_odd(vd a, vd b) {
+    const vd s = _mm256_add_pd(a, b), back = _mm256_sub_pd(s, a);
+    const vd rest = _mm256_add_pd(_mm256_sub_pd(a, _mm256_sub_pd(s, back)), _mm256_sub_pd(b, back));
+    const __m256i bits = _mm256_castpd_si256(s), one = _mm256_set1_epi64x(1);
+    const __m256i lost = _mm256_castpd_si256(_mm256_cmp_pd(rest, _mm256_setzero_pd(), _CMP_NEQ_OQ));
+    const __m256i even = _mm256_and_si256(_mm256_andnot_si256(bits, one), lost);
+    const __m256i apart = _mm256_srli_epi64(_mm256_xor_si256(bits, _mm256_castpd_si256(rest)), 63); /* 1: towards 0 */
+    const __m256i back_one = _mm256_slli_epi64(_mm256_and_si256(even, apart), 1);
+    return _mm256_castsi256_pd(_mm256_add_epi64(bits, _mm256_sub_epi64(even, back_one)));
+}
 #define ve_load(p) _mm_loadu_si128((const __m128i *)(const void *)(p))
 #define ve_store(p, e) _mm_storeu_si128((__m128i *)(void *)(p), e)
 #define ve_add(a, b) _mm_add_epi32(a, b)
 #define ve_down(a) _mm_srli_epi32(a, 20)
+#define ve_up(a, by) _mm_slli_epi32(a, by)
+#define ve_mul(a, b) _mm_mullo_epi32(a, b)
+#define ve_set(s) _mm_set1_epi32((int)(s))
+#define vf_le(a, b) _mm256_cmp_ps(a, b, _CMP_LE_OQ)
 #define vf_eq(a, b) _mm256_cmp_ps(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm256_cmp_ps(a, b, _CMP_NEQ_UQ)
 #define vf_lt(a, b) _mm256_cmp_ps(a, b, _CMP_LT_OQ)
@@ -329,10 +352,26 @@ static inline int vd_below(vd v, vd r, vd normal, vd whole) {
     const __mmask8 gone = _mm512_mask_cmp_pd_mask(small, vd_and(r, whole), _mm512_setzero_pd(), _CMP_EQ_OQ);
     return __builtin_popcount((unsigned)gone);
 }
+#define vd_le(a, b) _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ)
+#define vd_eq(a, b) _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)
+#define vd_neg(a) _mm512_xor_pd(_mm512_set1_pd(-0.0), a)
+#define vdm_and(a, b) ((vdm)((a) & (b)))
+#define vdm_count(m) __builtin_popcount((unsigned)(m))
+#define vd_pick(m, a, b) _mm512_mask_blend_pd(m, b, a)
+static inline vd vd_odd(vd a, vd b) {
+    const vd below = _mm512_add_round_pd(a, b, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const vd above = _mm512_add_round_pd(a, b, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    const __mmask8 odd = _mm512_test_epi64_mask(_mm512_castpd_si512(below), _mm512_set1_epi64(1));
+    return _mm512_mask_blend_pd(odd, above, below);
+}
 #define ve_load(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define ve_store(p, e) _mm256_storeu_si256((__m256i *)(void *)(p), e)
 #define ve_add(a, b) _mm256_add_epi32(a, b)
 #define ve_down(a) _mm256_srli_epi32(a, 20)
+#define ve_up(a, by) _mm256_slli_epi32(a, by)
+#define ve_mul(a, b) _mm256_mullo_epi32(a, b)
+#define ve_set(s) _mm256_set1_epi32((int)(s))
+#define vf_le(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ)
 #define vf_eq(a, b) _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
 #define vf_ne(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
 #define vf_lt(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
