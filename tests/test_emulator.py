@@ -432,6 +432,13 @@ def test_results_beyond_the_range(a, path, scale):
     check(case, a, ORDERS[scale > 1])
 
 
+def test_products_too_large_for_the_random_bits_of_float32():
+    """Beyond 2^12 units: what float32 lanes leave to float64."""
+    for a in every("q7.16", "q5.16-wrap", modes=("stochastic",)):
+        assert engine(usual(1).layer, a)._packed["pass"].paths == ("general",)
+        check(usual(12, inputs=40, scale=0.5, x_scale=0.5), a)
+
+
 def test_products_and_sums_just_below_the_normal_range():
     """The least normal value is 2**-14, and the places below it end at 2**-25."""
     wide = dict.fromkeys(("mu", "cell", "output"), "fp32")
