@@ -814,8 +814,9 @@ def _lanes_limit(a: Arithmetic) -> float:
             limit = min(limit, 2.0**22 * _unit(f))
     wraps = getattr(a.product, "overflow", "") == "wrap"
     if a.rounding == "stochastic" and _exact_sums(a) and (wraps or _precision(a.product) > NARROW):
-        # 2^-12 units must be float32 values
-        limit = min(limit, (2.0**12 - 2) * _unit(a.product))
+        # 2^-12 units must be float32 values, or else the product, whose last place then decides.
+        bits = sum(_precision(_multiplicand(f, a.product)) for f in (a.weight, a.input))
+        limit = min(limit, (2.0 ** (22 if bits <= 24 else 12) - 2) * _unit(a.product))
     return limit
 
 

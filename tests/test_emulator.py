@@ -433,11 +433,13 @@ def test_results_beyond_the_range(a, path, scale):
 
 
 def test_products_too_large_for_the_random_bits_of_float32():
-    """Beyond 2^12 units: what float32 lanes leave to float64. A fine MU shows each unit of a sum."""
+    """Beyond 2^12 units float32 lanes must hold the products. A fine MU shows each unit of a sum."""
     fine = dict.fromkeys(("mu", "cell", "output"), FP32)
     for a in every("q7.16", "q5.16-wrap", modes=("stochastic",)):
-        assert engine(usual(1).layer, a)._packed["pass"].paths == ("general",)
-        check(usual(12, inputs=40, scale=0.5, x_scale=0.5), replace(a, **fine))
+        for operand in (FP16, FP32):
+            b = replace(a, weight=operand, input=operand, **fine)
+            assert engine(usual(1).layer, b)._packed["pass"].paths == ("general",)
+            check(usual(12, inputs=40, scale=0.5, x_scale=0.5), b)
 
 
 def test_products_and_sums_just_below_the_normal_range():
