@@ -208,8 +208,9 @@ def mixed(**places):
     return replace(KEPT, name="mixed", **values)
 
 
-def path_at(path, level):
-    """The path of a level: only the last one has the instructions of `pairs`."""
+def path_at(path, level=None):
+    """The path of a level, by default the one in use: only the last one has the instructions of `pairs`."""
+    level = level or levels()[level_number(None)]
     return "chain" if path == "pairs" and level != "avx512bf16" else path
 
 
@@ -266,7 +267,7 @@ def label(value):
 def test_fast_paths_at_usual_magnitudes(a, path):
     for order in ORDERS:
         case = usual(3, peepholes=order == "epur", reverse=order == "epur")
-        assert engine(case.layer, a, order)._packed["pass"].paths == (path_at(path, levels()[-1]),)
+        assert engine(case.layer, a, order)._packed["pass"].paths == (path_at(path),)
         check(case, a, order)
 
 
@@ -385,7 +386,7 @@ def test_the_chain_without_subnormals(a, flushes, scale):
         scale = scale**0.5
     case = usual(11, inputs=40, scale=scale, x_scale=2 * scale)
     paths = [engine(case.layer, a, count=count)._packed["pass"].paths[0] for count in (False, True)]
-    fast = path_at("pairs" if a.name == "epur-bf16-nosub" else "chain", levels()[-1])
+    fast = path_at("pairs" if a.name == "epur-bf16-nosub" else "chain")
     assert paths == [fast if flushes else "general", "general"]
     for order in ORDERS:
         check(case, a, order)
