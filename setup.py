@@ -5,10 +5,13 @@ Each C file of the kernels holds one CPU level; the level is chosen when the pro
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 KERNELS = "epur_emu/_kernels"
@@ -33,6 +36,26 @@ def kernel(name: str, sources: list[str], *headers: str) -> Extension:
         extra_compile_args=FLAGS + os.environ.get("EPUR_CFLAGS", "").split(),
         extra_link_args=os.environ.get("EPUR_LDFLAGS", "").split(),
     )
+
+
+class SideBySide(build_ext):
+    """Compiles an extension's files at once, as many as there are processors."""
+
+    def build_extension(self, extension: Extension) -> None:
+        alone = self.compiler.compile
+
+        def compile_all(sources: list[str], output_dir: str, **given: Any) -> list[str]:
+            for source in sources:  # else two may make the same folder
+                Path(output_dir, source).parent.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda source: alone([source], output_dir, **given), sources)
+                return [name for found in objects for name in found]
+
+        self.compiler.compile = compile_all
+        try:
+            super().build_extension(extension)
+        finally:
+            self.compiler.compile = alone
 
 
 extensions = [
@@ -135,6 +158,7 @@ setup(
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require=extras,
+    cmdclass={"build_ext": SideBySide},
     entry_points={"console_scripts": ["epur = epur_emu.cli:main"]},
     # The wheel carries the networks and golden traces of the top level inside the package.
     packages=[
