@@ -122,18 +122,15 @@ INLINE vf scaled_to_units(vf v, vf scale, const lanes *f, const int mode, const 
     const vf magic = vf_set(f->magic), back = mode == STOCHASTIC ? vf_set(f->magic + f->one) : magic;
     return vf_fnma(scale, back, vf_fma(scale, magic, shifted(v, scale, f, mode, key, n)));
 }
-INLINE vf to_units(vf v, const lanes *f, const int mode, const int watching, const keys *key, uint32_t n) {
-    return scaled_to_units(v, scale_of(v, f, mode, watching), f, mode, key, n);
-}
 
 /* Without subnormals what is below `flush` becomes 0. */
 INLINE vf flushed(vf r, vf flush, const int flushes) {
     return flushes ? vf_pick(vf_lt(vf_abs(r), flush), vf_set(0.0f), r) : r;
 }
 
-INLINE vf watched(vf r, const lanes *f, const int tracked, watch *w) {
+INLINE vf watched(vf r, const lanes *f, watch *w) {
     r = flushed(r, vf_set(f->flush), f->flush > 0.0f);
-    if (tracked) w->top = vf_topmost(w->top, vf_abs(r));
+    w->top = vf_topmost(w->top, vf_abs(r));
     return r;
 }
 

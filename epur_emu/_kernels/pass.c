@@ -56,6 +56,10 @@ static void add_seen(seen *to, const seen *from) {
     to->raised += from->raised;
 }
 
+static void add_all(seen to[COUNTED], const seen from[COUNTED]) {
+    for (int place = 0; place < COUNTED; place++) add_seen(&to[place], &from[place]);
+}
+
 /* --- operands --- */
 
 static inline void blocked(const operand *o, const float *v, float *to, ptrdiff_t count, seen *n) {
@@ -277,7 +281,7 @@ static void multiplied(products *c) {
     }
     share(c->k->crew, some_rows, c);
     for (int part = 0; part < parts_of(c->k->crew); part++)
-        for (int place = 0; place < COUNTED; place++) add_seen(&c->k->n[place], &c->own[part].n[place]);
+        add_all(c->k->n, c->own[part].n);
     for (ptrdiff_t v = 0; alike && v < nv; v++)
         for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
             memcpy(c->sums + v * pitch + q->order[at] * 16, c->sums + r->twin[v] * pitch + q->order[at] * 16, 16 * sizeof *c->sums);
@@ -518,7 +522,7 @@ static ptrdiff_t multifunctional(const pass *p, const float *sums, float *c, flo
     s.p = p, s.sums = sums, s.c = c, s.h = h, s.step_key = step_key;
     share(crew, some_states, &s);
     for (int part = 0; part < parts_of(crew); part++) {
-        for (int place = 0; place < COUNTED; place++) add_seen(&n[place], &s.own[part].n[place]);
+        add_all(n, s.own[part].n);
         done += s.own[part].done;
     }
     return done;

@@ -15,7 +15,6 @@
  *   vf_signed(v, m, l)  the larger of the bits of |v| in m and l, with v's sign
  *   vf_odd(a, b)      the neighbour of a + b with an odd last bit if that is not exact (AVX-512 only)
  *   vf_random(a, b, n, one)  1 + R / 2^12 times the power of two `one`, R the 12 random bits of operation n
- *   vf_integers(p)    int32 to float32
  *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
  *   vf_normal(v)      v, or 0 where it is subnormal, between `flushing`, whose result goes to `flushing_no_more`, and that
  *   vd_..., ve_...    VD doubles and as many words of 32 bits: vd_load, vd_store from and to floats, vd_get, vd_put as they are;
@@ -75,7 +74,6 @@ static inline uint16_t float_to_half(float v) {
 #define vf_add(a, b) ((a) + (b))
 #define vf_sub(a, b) ((a) - (b))
 #define vf_mul(a, b) ((a) * (b))
-#define vf_div(a, b) ((a) / (b))
 #define vf_abs(a) fabsf(a)
 #define vf_neg(a) (-(a))
 #define vf_madd(a, b, c) ((a) * (b) + (c))
@@ -123,7 +121,6 @@ typedef __m256 vm;
 #define vf_add(a, b) _mm256_add_ps(a, b)
 #define vf_sub(a, b) _mm256_sub_ps(a, b)
 #define vf_mul(a, b) _mm256_mul_ps(a, b)
-#define vf_div(a, b) _mm256_div_ps(a, b)
 #define vf_abs(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
 #define vf_neg(a) _mm256_xor_ps(_mm256_set1_ps(-0.0f), a)
 #define vf_madd(a, b, c) _mm256_fmadd_ps(a, b, c)
@@ -148,7 +145,6 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_topmost(a, b) _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
 #define vf_pick(m, a, b) _mm256_blendv_ps(b, a, m)
 #define vm_any(m) _mm256_movemask_ps(m)
-#define vf_integers(p) _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 typedef __m256i vk;
 #define vk_load(p) _mm256_loadu_si256((const __m256i *)(p))
 #define vk_store(p, v) _mm256_storeu_si256((__m256i *)(p), v)
@@ -262,7 +258,6 @@ typedef __mmask16 vm;
 #define vf_add(a, b) _mm512_add_ps(a, b)
 #define vf_sub(a, b) _mm512_sub_ps(a, b)
 #define vf_mul(a, b) _mm512_mul_ps(a, b)
-#define vf_div(a, b) _mm512_div_ps(a, b)
 #define vf_abs(a) _mm512_abs_ps(a)
 #define vf_neg(a) \
     _mm512_castsi512_ps(_mm512_xor_si512(_mm512_set1_epi32(INT32_MIN), _mm512_castps_si512(a)))
@@ -291,7 +286,6 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_topmost(a, b) _mm512_castsi512_ps(_mm512_max_epi32(vk_of(a), vk_of(b)))
 #define vf_pick(m, a, b) _mm512_mask_blend_ps(m, b, a)
 #define vm_any(m) ((int)(m))
-#define vf_integers(p) _mm512_cvtepi32_ps(_mm512_loadu_si512(p))
 typedef __m512i vk;
 #define vk_load(p) _mm512_loadu_si512(p)
 #define vk_store(p, v) _mm512_storeu_si512(p, v)

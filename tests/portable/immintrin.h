@@ -23,7 +23,6 @@
 #define _mm512_add_ps(a, b) simde_mm512_add_ps(a, b)
 #define _mm512_sub_ps(a, b) simde_mm512_sub_ps(a, b)
 #define _mm512_mul_ps(a, b) simde_mm512_mul_ps(a, b)
-#define _mm512_div_ps(a, b) simde_mm512_div_ps(a, b)
 #define _mm512_xor_si512(a, b) simde_mm512_xor_si512(a, b)
 #define _mm512_castps_si512(a) simde_mm512_castps_si512(a)
 #define _mm512_castsi512_ps(a) simde_mm512_castsi512_ps(a)
@@ -131,14 +130,6 @@ static inline simde__m512i portable_srli(simde__m512i a, int by) {
 }
 #undef _mm512_srli_epi32
 #define _mm512_srli_epi32(a, by) portable_srli(a, by)
-
-static inline simde__m512 portable_cvtepi32(simde__m512i a) {
-    const simde__m512i_private x = simde__m512i_to_private(a);
-    simde__m512_private r;
-    for (int i = 0; i < 2; i++) r.m256[i] = _mm256_cvtepi32_ps(x.m256i[i]);
-    return simde__m512_from_private(r);
-}
-#define _mm512_cvtepi32_ps(a) portable_cvtepi32(a)
 
 static inline simde__m512i portable_cvtepu16(__m256i a) {
     simde__m512i_private r;
