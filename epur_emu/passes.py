@@ -29,6 +29,7 @@ from epur_emu.arithmetic import GATES, Arithmetic
 from epur_emu.errors import NetworkError
 from epur_emu.formats import (
     BF16,
+    FP16,
     FP32,
     MODES,
     BlockFormat,
@@ -70,8 +71,8 @@ COUNTED = (
 #: Columns of the counts.
 EVENTS = ("overflow", "underflow", "saturation")
 
-BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE, BY_PAIRS = range(6)
-PATHS = ("chain", "general", "exact", "integers", "wide", "pairs")
+BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE, BY_PAIRS, BY_HALVES = range(7)
+PATHS = ("chain", "general", "exact", "integers", "wide", "pairs", "halves")
 HALF, TOP, WIDE, PAIRED = range(4)
 AS_IT_IS, ROUNDED, CODED, BLOCKED = range(4)
 _TO_INFINITY, _TO_NAN, _SATURATE, _WRAP, _RAISE = range(5)
@@ -747,6 +748,8 @@ def _group(
         innocuous = all(_double(*pair) for pair in sums)
     if path == BY_CHAIN and _pairs(a, operands, level):
         path = BY_PAIRS
+    if path == BY_CHAIN and _halves(a, operands, level):
+        path = BY_HALVES
     stores = (PAIRED, WIDE) if path == BY_PAIRS else (HALF, TOP, WIDE)
     packed = [_packed(matrix, members, a, stores, counts) for matrix in (layer.w_x, layer.w_h)]
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
@@ -846,8 +849,16 @@ def _pairs(a: Arithmetic, operands: Sequence[Format], level: int) -> bool:
     like = [(f.exponent_bits, f.mantissa_bits) for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
     narrow = max(map(_precision, operands)) <= BF16.precision
     return (
-        levels()[level] == "avx512bf16" and narrow
+        levels()[level] in ("avx512bf16", "avx512fp16") and narrow
         and like == [(BF16.exponent_bits, BF16.mantissa_bits)] * 2
+    )  # fmt: skip
+
+
+def _halves(a: Arithmetic, operands: Sequence[Format], level: int) -> bool:
+    """Whether `dot_halves` is there for a chain: the DPU's formats are fp16, which holds the operands."""
+    return (
+        levels()[level] == "avx512fp16" and {a.product, a.tree, a.accumulator} == {FP16}
+        and all(not isinstance(f, BlockFormat | LinearFormat) and _holds(FP16, f) for f in operands)
     )  # fmt: skip
 
 

@@ -193,7 +193,7 @@ def test_what_raised_is_named():
 
 #: Arithmetics whose fast paths must be taken, and which one.
 FORMS = {
-    "epur-fp16": "chain", "epur-bf16": "pairs", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
+    "epur-fp16": "halves", "epur-bf16": "pairs", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
     "epur-e4m3fn-sat": "chain", "epur-e5m7": "chain", "epur-fp16-nosub": "general",
     "epur-e8m21": "general", "epur-q5.12": "general", "epur-q3.6-wrap": "general",
     "epur-e8m22": "wide", "epur-uq5.9": "general", "epur-int8": "integers",
@@ -209,9 +209,10 @@ def mixed(**places):
 
 
 def path_at(path, level=None):
-    """The path of a level, by default the one in use: only the last one has the instructions of `pairs`."""
+    """The path of a level, by default the one in use: only the last ones have instructions for some."""
     level = level or levels()[level_number(None)]
-    return "chain" if path == "pairs" and level != "avx512bf16" else path
+    having = {"pairs": ("avx512bf16", "avx512fp16"), "halves": ("avx512fp16",)}
+    return path if level in having.get(path, (level,)) else "chain"
 
 
 #: Formats that narrow along the chain, widen, or have operands of their own kind.
