@@ -126,6 +126,11 @@ def _unit(f: Plain) -> float:
     return float(f.min_normal / 2**f.mantissa_bits)
 
 
+def _least(f: Plain) -> float:
+    """Of which a multiple is a value of the format, if that has the bits and the range."""
+    return float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
+
+
 def _precision(f: Format) -> int:
     """Most bits of a value's significand."""
     if isinstance(f, FixedFormat):
@@ -174,8 +179,7 @@ def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
 
 def _holds(f: Plain, g: Plain) -> bool:
     """Whether all values of g are values of f."""
-    least = float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
-    finer = _precision(g) <= _precision(f) and _unit(g) >= least
+    finer = _precision(g) <= _precision(f) and _unit(g) >= _least(f)
     return f == g or (finer and g.max <= f.max)
 
 
@@ -775,7 +779,7 @@ def _group(
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
     normal = float(getattr(a.product, "min_normal", 0))
-    product = order_of[0] if a.product != FP32 else 0.0
+    product = 0.0 if a.product == FP32 or _exact_products(a, operands) else order_of[0]
     return group | {
         "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
@@ -789,6 +793,12 @@ def _group(
             _operand(a.input, gates[3].output, a.product, ranges[1]),
         ),
     }  # fmt: skip
+
+
+def _exact_products(a: Arithmetic, operands: Sequence[Format]) -> bool:
+    """Whether the product's format holds all products within its range."""
+    bits, unit = sum(map(_precision, operands)), math.prod(map(_lowest, operands))
+    return bits <= _precision(a.product) and unit >= _least(a.product)
 
 
 def _exact_sums(a: Arithmetic) -> bool:

@@ -229,6 +229,10 @@ MIXED = (
     (mixed(product="e5m7-nosub", tree="fp16-nosub", accumulator="fp32"), "general"),
     (mixed(product="e4m3-nosub", tree="e4m7-nosub", accumulator="bf16-nosub"), "general"),
     (mixed(product="e4m3", tree="e5m7-nosub", accumulator="fp16-nosub"), "chain"),
+    # sums alone are float32; products alone are exact; both
+    (mixed(tree="fp32", accumulator="fp32"), "chain"),
+    (mixed(weight="e4m3", input="e3m2", accumulator="fp32"), "chain"),
+    (mixed(weight="q1.3", input="e4m3", product="e5m7", tree="fp32", accumulator="fp32"), "chain"),
 )  # fmt: skip
 FAST = [
     *((arithmetic(name), path) for name, path in FORMS.items()),
@@ -341,6 +345,21 @@ def test_sums_that_float32_would_round_wrongly():
     narrow = mixed(product="fp32", tree="bf16", accumulator="bf16", mu="bf16", cell="bf16")
     assert end_to_end(narrow, [1.0 + 2.0**-8, 2.0**-24], [1.0, 1.0], -1.0) > 0
     assert end_to_end(narrow, [1.0 + 2.0**-8, 0.0], [1.0, 1.0], -1.0) == 0
+
+
+def test_products_that_need_rounding_although_their_bits_fit():
+    """fp8 times fp8 is exact in fp16, but for e5m2's smallest ones; in e5m7, but where it has no subnormals."""
+    a = mixed(weight="e5m2", input="e5m2", **dict.fromkeys(("mu", "cell", "output"), "fp32"))
+    assert end_to_end(a, [1.25 * 2.0**-12], [2.0**-13], 0.0) > 0
+    assert end_to_end(a, [2.0**-12], [2.0**-13], 0.0) == 0
+    for name in ("e5m7", "e5m7-nosub"):
+        places = dict.fromkeys(("product", "tree", "accumulator", "partial"), parse(name))
+        b = replace(a, weight=parse("e4m3"), input=parse("e4m3"), **places)
+        assert engine(usual(1).layer, b, count=False)._packed["pass"].paths == ("chain",)
+        assert (end_to_end(b, [2.0**-9], [2.0**-9], 0.0) > 0) == (name == "e5m7")
+    short = replace(a, weight=parse("e4m3"), input=parse("e4m3"), product=parse("e5m4"))
+    assert end_to_end(short, [1.875, 1.0], [1.875, -3.5], 0.0) == 0  # 3.515625 takes 8 bits
+    assert end_to_end(replace(short, product=FP16), [1.875, 1.0], [1.875, -3.5], 0.0) > 0
 
 
 def test_a_product_that_float32_would_lose():

@@ -188,7 +188,7 @@ typedef struct {
 
 /* Whether underflows are counted by the codes of weights. */
 static int by_codes(const products *c) {
-    return c->underflows && c->q->w[c->which].store == HALF && c->p->level >= 2 && c->q->chain.product > 0;
+    return c->underflows && c->q->w[c->which].store == HALF && c->p->level >= 2;
 }
 
 /* Where a thread's rows or blocks of `count` begin. */
@@ -386,7 +386,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         for (int way = 0; way < WAYS; way++) {
             if (!any[way]) continue;
             call.way = way;
-            call.underflows = way == BY_CHAIN && p->counted && !exact_products;
+            call.underflows = way == BY_CHAIN && p->counted && !exact_products && q->chain.product > 0;
             multiplied(&call);
         }
     }
