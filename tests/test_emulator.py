@@ -453,6 +453,28 @@ def test_results_beyond_the_range(a, path, scale):
     check(case, a, ORDERS[scale > 1])
 
 
+@pytest.mark.parametrize("where", ["x", "h", "w_x", "w_h"])
+@pytest.mark.parametrize(
+    "a",
+    [
+        *every("fp16", "e4m3fn", "e8m22", modes=MODES), *every("q5.12", "q3.4-wrap", "fp16-nosub", modes=MODES[::3]),
+        mixed(product="q5.12"), mixed(tree="q3.4-wrap", accumulator="fp32"), mixed(accumulator="uq7.8"),
+        mixed(product="e4m3fn-sat", tree="fp32", accumulator="fp32"),
+    ],
+    ids=label,
+)  # fmt: skip
+def test_operands_that_are_not_finite(a, where):
+    """Infinities and not-a-number, beside weights that are 0 and such that are not."""
+    plain = usual(13, inputs=20, steps=3, scale=0.5, x_scale=2.0)
+    w_x, w_h, x, h = (np.array(v) for v in (plain.layer.w_x, plain.layer.w_h, plain.x, plain.state[0]))
+    w_x[:, :9, 3] = w_h[:, :9, 3] = 0
+    rows = {"x": x, "h": [h], "w_x": w_x[:, 12], "w_h": w_h[:, 12]}[where]
+    for row, odd in zip(rows, ([np.nan, -np.inf], [np.inf], [-np.inf, np.inf]), strict=False):
+        row[3 : 3 + len(odd)] = odd
+    layer = replace(plain.layer, w_x=w_x, w_h=w_h)
+    check(Case(layer, x, (h, plain.state[1])), a, every=levels()[1:])
+
+
 def test_products_too_large_for_the_random_bits_of_float32():
     """Beyond 2^12 units float32 lanes must hold the products. A fine MU shows each unit of a sum."""
     fine = dict.fromkeys(("mu", "cell", "output"), FP32)

@@ -360,6 +360,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             }
             held = o;
         }
+        const fmt *f = p->unit[q->order[0] & 3].place;
+        const int fixed = f[PRODUCT].kind == FIXED && f[TREE].kind == FIXED && f[ACCUMULATOR].kind == FIXED;
         int any[WAYS] = {0}, exact_products = 1;
         for (ptrdiff_t v = 0; v < nv; v++) {
             float top, least;
@@ -367,12 +369,12 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             double *b = bound + v * p->groups + g;
             const int within = finite && q->part[which] * top <= q->tree_limit;
             *b = within ? *b + q->norm[which] * top : INFINITY; /* the accumulator may be infinite afterwards */
-            const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
+            const int lanes = q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS || q->path == BY_HALVES;
-            const int by_chain = narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
+            const int by_chain = finite && narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
             const int single = q->path != BY_WIDE && lanes && q->part[which] * top <= q->lanes_limit;
             const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
-                             : !finite || !(q->part[which] < INFINITY) ? BY_EXACT
+                             : fixed && !(finite && q->part[which] < INFINITY) ? BY_EXACT
                              : q->path == BY_WIDE && within            ? BY_WIDE
                              : !single                                 ? BEYOND
                              : !within                                 ? LIMITED
