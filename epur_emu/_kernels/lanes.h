@@ -12,7 +12,8 @@
 #include "mu_wide.h"
 #include "underflows.h"
 
-/* The largest and the least finite magnitude but 0 (0, infinity: there is none) of 16 subs values; 0 if one is not finite. */
+/* The largest and the least finite magnitude but 0 (0, infinity: there is none) of 16 subs values. Returns 1 if all are finite, -1 if one is
+ * not a number, else 0. */
 int LEVEL(extent)(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, float *least) {
     const vf infinity = vf_set(INFINITY), zero = vf_set(0.0f);
     vf highest = zero, largest = zero, smallest = infinity;
@@ -25,14 +26,15 @@ int LEVEL(extent)(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, f
         }
     float lane[3][VW];
     vf_store(lane[0], highest), vf_store(lane[1], largest), vf_store(lane[2], smallest);
-    int finite = 1;
+    int finite = 1, numbers = 1;
     *top = 0, *least = INFINITY;
     for (int j = 0; j < VW; j++) {
         finite &= lane[0][j] < INFINITY;
+        numbers &= lane[0][j] <= INFINITY;
         *top = lane[1][j] > *top ? lane[1][j] : *top;
         *least = lane[2][j] < *least ? lane[2][j] : *least;
     }
-    return finite;
+    return numbers ? finite : -1;
 }
 
 /* `count` values v, a multiple of VW, to fp16 (nearest even); 0 if some are left to the exact path: infinite then, or not numbers. */

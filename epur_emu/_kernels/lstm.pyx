@@ -77,7 +77,7 @@ cdef extern from * nogil:
         lanes result
     ctypedef struct mu_call:
         lanes format
-        int mode, store, same
+        int mode, store, same, infinite
         float limit, clip
         const float *bias
         const float *peep
@@ -245,6 +245,7 @@ cdef class Pass:
             self.p.narrow_mu = 1
             self.p.mu.format = lanes_of(mu["format"])
             self.p.mu.mode, self.p.mu.store, self.p.mu.same = mu["mode"], mu["store"], mu["same"]
+            self.p.mu.infinite = mu["infinite"]
             self.p.mu.limit, self.p.mu.clip = mu["limit"], mu["clip"]
             self.p.mu.bias, self.p.mu.peep = self.p.bias, self.p.peep
             u32 = mu["sigmoid"]

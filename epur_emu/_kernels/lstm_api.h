@@ -51,7 +51,7 @@ enum { NOTHING = 0, RANGE = 1, COUNTS = 2, LIMITS = 4 };
 /* What the MU's fast form takes; tables are indexed by codes and hold results' codes, see `mu_narrow.h`. */
 typedef struct {
     lanes format;
-    int mode, store, same; /* same: the DPU's results are values of the format already */
+    int mode, store, same, infinite; /* same: the DPU's results are values of the format already; infinite: it has infinities */
     float limit, clip; /* of the cell's tanh and of gates */
     const float *bias, *peep; /* (blocks, 4, 16) and (blocks, 3, 16) or NULL */
     const uint32_t *sigmoid, *tanh;

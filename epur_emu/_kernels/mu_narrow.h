@@ -3,7 +3,8 @@
  *
  * An activation is a function of one such value: a table of all codes, made by the exact path, holds its result's code (bits 0
  * to 15) and how often it underflowed (bits 16 to 23). Sums to nearest even may be rounded to float32 first, as 24 >= 2 * 11 + 2;
- * a product is rounded once (see `dot_general.h`). A block that leaves the format's range is left to the exact path.
+ * a product is rounded once (see `dot_general.h`). A block that leaves the format's range is left to the exact path; one whose sums or
+ * states are infinite or not numbers already takes a form of its own.
  */
 #if defined(LEVEL_SCALAR)
 
@@ -14,23 +15,30 @@ int LEVEL(mu_narrow)(const mu_call *call, ptrdiff_t block, const float *acc, flo
 
 #else
 
+/* v's result r; `odd`, a constant: whether v may not be finite, and then stays what it is. */
+INLINE vf mu_watched(vf v, vf r, const lanes *f, const int odd, watch *w) {
+    const vm finite = vf_lt(vf_abs(v), vf_set(INFINITY));
+    r = watched(odd ? vf_pick(finite, r, vf_set(0.0f)) : r, f, w);
+    return odd ? vf_pick(finite, r, v) : r;
+}
+
 /* v rounded; below `normal` an inexact result counts. */
-INLINE vf mu_rounded(vf v, float normal, const lanes *f, const int mode, watch *w) {
+INLINE vf mu_rounded(vf v, float normal, const lanes *f, const int mode, const int odd, watch *w) {
     const vf scale = scale_of(v, f, mode, RANGE), magic = vf_mul(scale, vf_set(f->magic));
-    const vf r = watched(vf_sub(vf_add(shifted(v, scale, f, mode, NULL, 0), magic), magic), f, w);
+    const vf r = mu_watched(v, vf_sub(vf_add(shifted(v, scale, f, mode, NULL, 0), magic), magic), f, odd, w);
     w->below = vc_add(w->below, vm_and(vf_lt(vf_abs(v), vf_set(normal)), vf_ne(r, v)));
     return r;
 }
 
-INLINE vf mu_sum(vf a, vf b, const lanes *f, const int mode, watch *w) {
-    return mu_rounded(vf_add(a, b), f->flush, f, mode, w); /* exact below the normal range, unless flushed */
+INLINE vf mu_sum(vf a, vf b, const lanes *f, const int mode, const int odd, watch *w) {
+    return mu_rounded(vf_add(a, b), f->flush, f, mode, odd, w); /* exact below the normal range, unless flushed */
 }
 
-INLINE vf mu_product(vf a, vf b, const lanes *f, const int mode, watch *w) {
+INLINE vf mu_product(vf a, vf b, const lanes *f, const int mode, const int odd, watch *w) {
     const vf near = vf_mul(a, b), scale = scale_of(near, f, mode, RANGE), magic = vf_mul(scale, vf_set(f->magic));
     vf r = mode == NEAREST_EVEN ? vf_fma(a, b, magic)
                                 : vf_add(shifted(near, scale, f, mode, NULL, 0), magic);
-    r = watched(vf_sub(r, magic), f, w);
+    r = mu_watched(near, vf_sub(r, magic), f, odd, w);
     const vf zero = vf_set(0.0f), rest = vf_fma(a, b, vf_neg(r)), room = vf_fma(vf_abs(a), vf_abs(b), vf_set(-f->normal));
     const vm lost = vm_and(vf_eq(r, zero), vm_and(vf_ne(a, zero), vf_ne(b, zero))); /* rest itself may underflow */
     w->below = vc_add(w->below, vm_and(vm_or(vf_ne(rest, zero), lost), vf_lt(room, zero)));
@@ -52,7 +60,8 @@ INLINE vf looked_up(vf v, const uint32_t *table, int store, int64_t *below) {
     return store == HALF ? vf_half(code) : vf_top(code);
 }
 
-INLINE int mu_lanes(const mu_call *k, ptrdiff_t block, const float *acc, float *c, float *h, seen *n, const int mode) {
+INLINE int mu_lanes(const mu_call *k, ptrdiff_t block, const float *acc, float *c, float *h, seen *n, const int mode,
+                     const int odd) {
     const lanes *f = &k->format;
     const float *bias = k->bias + block * 64, *peep = k->peep ? k->peep + block * 48 : NULL;
     float new_c[16], new_h[16];
@@ -65,19 +74,19 @@ INLINE int mu_lanes(const mu_call *k, ptrdiff_t block, const float *acc, float *
         vf gate[4];
         for (int q = 0; q < 4; q++) {
             gate[q] = vf_load(acc + q * 16 + l);
-            if (!k->same) gate[q] = mu_rounded(gate[q], f->normal, f, mode, &w);
+            if (!k->same) gate[q] = mu_rounded(gate[q], f->normal, f, mode, odd, &w);
             if (peep && q < 2)
-                gate[q] = mu_sum(gate[q], mu_product(vf_load(peep + q * 16 + l), before, f, mode, &w), f, mode, &w);
-            gate[q] = mu_sum(gate[q], vf_load(bias + q * 16 + l), f, mode, &w);
+                gate[q] = mu_sum(gate[q], mu_product(vf_load(peep + q * 16 + l), before, f, mode, odd, &w), f, mode, odd, &w);
+            gate[q] = mu_sum(gate[q], vf_load(bias + q * 16 + l), f, mode, odd, &w);
         }
         const vf i = looked_up(CLAMPED(gate[0], clip), k->sigmoid, k->store, &below);
         const vf keep = looked_up(CLAMPED(gate[1], clip), k->sigmoid, k->store, &below);
         const vf g = looked_up(CLAMPED(gate[2], clip), k->tanh, k->store, &below);
-        const vf r = mu_product(g, i, f, mode, &w);
-        const vf now = mu_sum(r, mu_product(keep, before, f, mode, &w), f, mode, &w);
-        if (peep) gate[3] = mu_sum(gate[3], mu_product(vf_load(peep + 32 + l), now, f, mode, &w), f, mode, &w);
+        const vf r = mu_product(g, i, f, mode, odd, &w);
+        const vf now = mu_sum(r, mu_product(keep, before, f, mode, odd, &w), f, mode, odd, &w);
+        if (peep) gate[3] = mu_sum(gate[3], mu_product(vf_load(peep + 32 + l), now, f, mode, odd, &w), f, mode, odd, &w);
         const vf o = looked_up(CLAMPED(gate[3], clip), k->sigmoid, k->store, &below);
-        const vf out = mu_product(o, looked_up(CLAMPED(now, limit), k->tanh, k->store, &below), f, mode, &w);
+        const vf out = mu_product(o, looked_up(CLAMPED(now, limit), k->tanh, k->store, &below), f, mode, odd, &w);
         vf_store(new_c + l, now);
         vf_store(new_h + l, out);
     }
@@ -87,11 +96,13 @@ INLINE int mu_lanes(const mu_call *k, ptrdiff_t block, const float *acc, float *
     return 1;
 }
 
-#define MU_MODE(name, mode)                                                                                   \
+typedef int mu_of(const mu_call *, ptrdiff_t, const float *, float *, float *, seen *);
+#define MU_FORM(name, mode, odd)                                                                                       \
     static __attribute__((noinline)) int name(const mu_call *k, ptrdiff_t block, const float *acc, float *c, float *h, \
-                                              seen *n) {                                                              \
-        return mu_lanes(k, block, acc, c, h, n, mode);                                                        \
+                                              seen *n) {                                                               \
+        return mu_lanes(k, block, acc, c, h, n, mode, odd);                                                            \
     }
+#define MU_MODE(name, mode) MU_FORM(name, mode, 0) MU_FORM(name##_odd, mode, 1)
 MU_MODE(mu_nearest, NEAREST_EVEN)
 MU_MODE(mu_away, NEAREST_AWAY)
 MU_MODE(mu_zero, TOWARD_ZERO)
@@ -99,14 +110,11 @@ MU_MODE(mu_up, UPWARD)
 MU_MODE(mu_down, DOWNWARD)
 
 int LEVEL(mu_narrow)(const mu_call *call, ptrdiff_t block, const float *acc, float *c, float *h, seen *n) {
+    static mu_of *const run[][2] = {[NEAREST_EVEN] = {mu_nearest, mu_nearest_odd}, [NEAREST_AWAY] = {mu_away, mu_away_odd},
+                                    [TOWARD_ZERO] = {mu_zero, mu_zero_odd}, [UPWARD] = {mu_up, mu_up_odd},
+                                    [DOWNWARD] = {mu_down, mu_down_odd}};
     const unsigned before = turned(call->mode);
-    int (*const run)(const mu_call *, ptrdiff_t, const float *, float *, float *, seen *) =
-        call->mode == NEAREST_EVEN  ? mu_nearest
-        : call->mode == UPWARD      ? mu_up
-        : call->mode == DOWNWARD    ? mu_down
-        : call->mode == TOWARD_ZERO ? mu_zero
-                                    : mu_away;
-    const int done = run(call, block, acc, c, h, n);
+    const int done = run[call->mode][0](call, block, acc, c, h, n) || (call->infinite && run[call->mode][1](call, block, acc, c, h, n));
     _mm_setcsr(before);
     return done;
 }

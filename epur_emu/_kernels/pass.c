@@ -313,6 +313,13 @@ static int may_flush(const group *q, int which, float least) {
     return k->domain == 0.0f || 2 * q->norm[which] < k->product || (double)least * k->product * k->domain >= 0x1p-126;
 }
 
+/* A vector with an element that is not a number makes all sums of floats such, and nothing else happens where infinite products
+ * stay so. */
+static void lose(const group *q, float *sums) {
+    for (ptrdiff_t at = 0; at < q->count; at++)
+        for (int l = 0; l < 16; l++) sums[q->order[at] * 16 + l] = NAN;
+}
+
 /* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
 static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, float *sums, int32_t *isums,
                 double *bound, const work *k) {
@@ -360,21 +367,30 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             }
             held = o;
         }
-        const fmt *f = p->unit[q->order[0] & 3].place;
-        const int fixed = f[PRODUCT].kind == FIXED && f[TREE].kind == FIXED && f[ACCUMULATOR].kind == FIXED;
+        int fixed = 0, bounded = 0; /* of the DPU's places */
+        for (int place = PRODUCT; place <= ACCUMULATOR; place++) {
+            const fmt *f = p->unit[q->order[0] & 3].place + place;
+            fixed += f->kind == FIXED, bounded += f->kind == FIXED || f->overflow == SATURATE;
+        }
         int any[WAYS] = {0}, exact_products = 1;
         for (ptrdiff_t v = 0; v < nv; v++) {
             float top, least;
-            const int finite = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least);
+            const int kind = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least), finite = kind > 0;
             double *b = bound + v * p->groups + g;
-            const int within = finite && q->part[which] * top <= q->tree_limit;
-            *b = within ? *b + q->norm[which] * top : INFINITY; /* the accumulator may be infinite afterwards */
+            const double after = *b + q->norm[which] * top;
+            const int calm = q->part[which] * top <= q->tree_limit, within = finite && calm;
+            *b = within ? after : INFINITY; /* the accumulator may be infinite afterwards */
+            if (kind < 0 && !bounded && !p->counted && (top == 0 || (calm && after <= q->limit))) {
+                lose(q, sums + v * (rows + 1) * 16);
+                for (int way = 0; way < WAYS; way++) r->take[way][v] = 0;
+                continue;
+            }
             const int lanes = q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS || q->path == BY_HALVES;
             const int by_chain = finite && narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
             const int single = q->path != BY_WIDE && lanes && q->part[which] * top <= q->lanes_limit;
             const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
-                             : fixed && !(finite && q->part[which] < INFINITY) ? BY_EXACT
+                             : fixed == 3 && !(finite && q->part[which] < INFINITY) ? BY_EXACT
                              : q->path == BY_WIDE && within            ? BY_WIDE
                              : !single                                 ? BEYOND
                              : !within                                 ? LIMITED
@@ -445,7 +461,7 @@ void pass_convert(const pass *p, float *sums, const int32_t *isums, ptrdiff_t nv
 static void joined(const pass *p, float *sums, const float *stored, const room_t *r, uint32_t step_key, seen *n) {
     const group *q = &p->group[0];
     const ptrdiff_t size = p->blocks * 64;
-    if (p->groups == 1 && q->path <= BY_GENERAL && q->general.mode != STOCHASTIC && q->general.place[ACCUMULATOR].least > 0) {
+    if (p->groups == 1 && q->path != BY_INTEGERS && q->general.mode != STOCHASTIC && q->general.place[ACCUMULATOR].least > 0) {
         memcpy(r->copy, sums, (size_t)size * sizeof *sums);
         if (AT_LEVEL(p->level, join)(&q->general, sums, stored, size, &n[ACCUMULATOR])) return;
         memcpy(sums, r->copy, (size_t)size * sizeof *sums);
@@ -594,7 +610,8 @@ int pass_table(const unit *u, int tangent, int store, uint32_t *table) {
         const int special = store == HALF ? (code & 0x7c00) == 0x7c00 : (code & 0x7f80) == 0x7f80;
         seen n[PLACES], none = {0, 0, 0, 0};
         memset(n, 0, sizeof n);
-        table[code] = 0;
+        const uint32_t places = store == HALF ? 0x3ff : 0x7f;
+        table[code] = special && code & places ? code : 0; /* not-a-number stays so */
         const float v = special ? 0.0f : decoded(store, (uint16_t)code);
         if (special || (float)rnd(v, &u->place[MU], NEAREST_EVEN, 0, &none) != v) continue;
         const float r = (float)exact_activation(u, tangent, v, n);
