@@ -19,6 +19,9 @@ GATES = ("i", "f", "g", "o")
 
 Floats = npt.NDArray[np.floating]
 
+#: Weights that are converted at a time.
+PART = 2**16
+
 
 @dataclass(frozen=True, eq=False)
 class LstmLayer:
@@ -94,11 +97,17 @@ class LstmLayer:
                 continue
             owners = (0, 1, 3) if field == "peepholes" else range(4)
             for gate, values in zip(owners, array, strict=True):
-                used = values if rounded is None else rounded(gate, values.astype(np.float32))
-                finite = np.isfinite(used)
-                if finite.all():
+                rows = np.atleast_2d(values)
+                some = max(PART // rows.shape[1], 1)  # a few rows: all would take memory
+                for start in range(0, len(rows), some):
+                    part = rows[start:start+some].astype(np.float32)
+                    finite = np.isfinite(part if rounded is None else rounded(gate, part))
+                    if not finite.all():
+                        break
+                else:
                     continue
                 index = [int(n) for n in np.argwhere(~finite)[0]]
+                index = [start + index[0], index[1]] if values.ndim == 2 else index[1:]
                 raise NetworkError(
                     self.name,
                     f"{field}, gate {GATES[gate]}, index {index}",

@@ -24,7 +24,6 @@ from epur_emu.integers import (
     multipliers,
     round_scale,
     scales,
-    weight_codes,
 )
 from epur_emu.rounding import Counts, quantise
 
@@ -58,6 +57,31 @@ def accumulate(codes, x, acc, accumulators):
                             a = min(max(a, low), high)
                 acc[v][gate][neuron] = a
     return acc, out, None if where is None else (where[0], where[2], where[3])
+
+
+def weight_codes(w, format, scale, alpha=1.0, counts=None):
+    """The definition in float64, which is exact enough: ``rne(w alpha / s)``, clipped, not-a-number as 0."""
+    with np.errstate(invalid="ignore"):
+        values = w.astype(np.float64) * float(np.float32(alpha)) / scale[..., None]
+    values[np.isnan(values)] = 0.0
+    whole = np.rint(values)
+    codes = whole.clip(-format.max, format.max)
+    if counts is not None:
+        counts.saturation += int(np.count_nonzero(codes != whole))
+        counts.underflow += int(np.count_nonzero((whole == 0.0) & (values != 0.0)))
+    return codes.astype(np.int16)
+
+
+def unpacked(matrix, inputs):
+    """Codes (4, H, I) of a packed matrix, and the sums of squares that its energy bounds."""
+    kind, group = (np.int8, 4) if matrix.narrow else (np.int16, 2)
+    packed = matrix.codes.view(kind).reshape(matrix.blocks, -1, 4, 16, group)
+    codes = packed.transpose(2, 0, 3, 1, 4).reshape(4, matrix.blocks * 16, -1)
+    assert not codes[:, matrix.cells :].any() and not codes[:, :, inputs:].any()  # noqa: PT018
+    squares = np.square(codes.astype(np.float64)).reshape(4, matrix.blocks, 16, -1)
+    tops = [squares[..., k : k + 256].sum(-1).max((0, 2)) for k in range(0, matrix.inputs, 256)]
+    assert np.concatenate(tops).tolist() == matrix.energy.tolist()
+    return codes[:, : matrix.cells, :inputs]
 
 
 def to_rows(acc, blocks):

@@ -174,6 +174,7 @@ typedef struct {
     const pass *p;
     const group *q;
     const work *k;
+    ptrdiff_t begin, end; /* in the group's order */
     int which, way, underflows; /* the last: whether the chain's are counted */
     float *sums;
     int32_t *isums;
@@ -217,7 +218,8 @@ static void some_rows(void *call, int part, int parts) {
     const group *q = c->q;
     const room_t *r = c->k->room;
     const matrix *m = &q->w[c->which];
-    const ptrdiff_t from = share_of(q->count / 4, part, parts) * 4, count = share_of(q->count / 4, part + 1, parts) * 4 - from;
+    const ptrdiff_t all = (c->end - c->begin) / 4, from = c->begin + share_of(all, part, parts) * 4;
+    const ptrdiff_t count = c->begin + share_of(all, part + 1, parts) * 4 - from;
     const ptrdiff_t pitch = (p->blocks * 4 + 1) * 16, first_sub = c->which ? p->subs_x : 0, nv = c->k->nv;
     const int32_t *order = q->order + from;
     const uint8_t *take = r->take[c->way];
@@ -283,7 +285,7 @@ static void multiplied(products *c) {
     for (int part = 0; part < parts_of(c->k->crew); part++)
         add_all(c->k->n, c->own[part].n);
     for (ptrdiff_t v = 0; alike && v < nv; v++)
-        for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
+        for (ptrdiff_t at = c->begin; at < c->end && r->twin[v] != v; at++)
             memcpy(c->sums + v * pitch + q->order[at] * 16, c->sums + r->twin[v] * pitch + q->order[at] * 16, 16 * sizeof *c->sums);
 }
 
@@ -311,7 +313,9 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         const int fresh = !held || !same_operand(held, o);
         products call;
         call.p = p, call.q = q, call.k = k, call.which = which, call.sums = sums;
-        seen dropped = {0, 0, 0, 0}, *counted = q->counts_input ? &k->n[INPUT] : &dropped;
+        call.begin = which ? 0 : p->from * (q->real / p->blocks);
+        call.end = which || p->to == p->blocks ? q->count : p->to * (q->real / p->blocks);
+        seen dropped = {0, 0, 0, 0}, *counted = q->counts_input && (which || !p->from) ? &k->n[INPUT] : &dropped;
         if (q->path == BY_INTEGERS) {
             const ptrdiff_t inputs = q->codes[which].inputs;
             int64_t left[2] = {0, -1};
@@ -387,7 +391,8 @@ void pass_forward(const pass *p, const float *x, ptrdiff_t inputs, float *sums, 
     const room_t r = rooms(p, nv, parts_of(crew), (uintptr_t)room);
     const work k = {nv, &r, n, raised, crew, 0};
     step_keys(p, &r, nv, first, stride);
-    memset(sums, 0, (size_t)(nv * (p->blocks * 4 + 1) * 16) * sizeof *sums);
+    const ptrdiff_t pitch = p->blocks * 64 + 16, size = (p->to == p->blocks ? pitch : p->to * 64) - p->from * 64;
+    for (ptrdiff_t v = 0; v < nv; v++) memset(sums + v * pitch + p->from * 64, 0, (size_t)size * sizeof *sums);
     if (isums) memset(isums, 0, (size_t)(p->groups * nv * p->blocks * 64) * sizeof *isums);
     for (ptrdiff_t v = 0; v < nv * p->groups; v++) bound[v] = 0;
     dot(p, 0, x, inputs, sums, isums, bound, &k);
