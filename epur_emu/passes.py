@@ -598,44 +598,47 @@ class PackedPass:
         out = np.empty((len(x), self.width), np.float32)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
-        block = self._block(len(x))
-        part = min(block, BLOCK) if self.streamed else block
-        starts = list(range(0, len(x), block))
-        if self.layer.reverse:
-            starts.reverse()
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
         with _crew(min(threads, self.width // LANES)) as (crew, parts):
-            room = _scratch("room", (self.compiled.room(part, parts),), np.int8)
+            block = self._block(len(x), parts)
+            part = min(block, BLOCK) if self.streamed else block
+            rooms = _scratch("room", (-(-block // part), self.compiled.room(part, parts)), np.int8)
+            starts = list(range(0, len(x), block))
+            if self.layer.reverse:
+                starts.reverse()
+            codes = self._portion()
             for start in starts:
                 values, results = x[start : start + block], out[start : start + block]
                 sums, isums, bound = self._arrays(len(values))
                 some = [slice(k, k + part) for k in range(0, len(values), part)]
-                for _ in self._forward_weights():
-                    for k in some:
+                for _ in self._forward_weights(codes):
+                    for k, room in zip(some, rooms, strict=False):
                         self.compiled.forward(
                             values[k], sums[k], isums, bound[k], start + k.start, 1, seen, raised, crew, room
                         )  # fmt: skip
                 if separate:
                     if isums is not None:
                         self.compiled.convert(sums, isums, start, seen)
-                    for k in some:
-                        self._store(sums[k], seen)
+                    for k in range(0, len(values), BLOCK):  # all would take memory
+                        self._store(sums[k : k + BLOCK], seen)
                 self.compiled.recurrent(
                     sums, isums, bound, separate, state, cell, results, self.layer.reverse, start, seen,
-                    raised, crew, room,
+                    raised, crew, rooms[0],
                 )  # fmt: skip
         self._taken(seen, int(raised[0]), counts)
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
 
-    def _forward_weights(self) -> Iterator[None]:
-        """W_x in the kernels' hands: the whole, or some blocks of neurons after others."""
-        if not self.streamed:
+    def _portion(self) -> list[npt.NDArray[Any]]:
+        """Room for the part of each group's W_x that is packed at a time, in fours of blocks: no row pads them."""
+        return [m.room(-(-m.blocks // PORTIONS // 4) * 4) for m in self.streamed]
+
+    def _forward_weights(self, codes: list[npt.NDArray[Any]]) -> Iterator[None]:
+        """W_x in the kernels' hands: the whole, or some blocks of neurons after others, in `_portion`."""
+        if not codes:
             yield
             return
-        blocks = self.width // LANES
-        some = -(-blocks // PORTIONS // 4) * 4  # no row but the last pads a group's
-        codes = [m.room(min(some, blocks)) for m in self.streamed]
+        blocks, some = self.width // LANES, len(codes[0]) // 4
         for begin in range(0, blocks, some):
             end = min(begin + some, blocks)
             for m, to in zip(self.streamed, codes, strict=True):
@@ -644,17 +647,18 @@ class PackedPass:
             self.compiled.lend([to.reshape(-1).view(np.uint8) for to in codes], begin, end)
             yield
 
-    def _block(self, steps: int) -> int:
+    def _block(self, steps: int, parts: int) -> int:
         """Time steps of a block: equal parts.
 
-        Sums of integers, or those of a reading of weights that are packed for it, take no more than a
-        quarter of 16-bit weights.
+        Sums of integers take no more than a quarter of 16-bit weights. Where W_x is packed anew for each
+        block, this has as many steps as take, with their rooms, three quarters of a 16-bit W_x.
         """
-        most, quarter = BLOCK, (self.layer.inputs + self.layer.cells) // 8
+        cells, inputs, most = self.layer.cells, self.layer.inputs, BLOCK
         if self.integers:
-            most = min(max(quarter // 2, BLOCK), MOST)
+            most = min(max((inputs + cells) // 16, BLOCK), MOST)
         elif self.streamed:
-            most = max(quarter, BLOCK)
+            each = BLOCK * 16 * self.width + self.compiled.room(BLOCK, parts)
+            most = max(6 * cells * inputs // each, 1) * BLOCK
         return -(-steps // -(-steps // most)) if steps else 1
 
     def step(

@@ -254,6 +254,9 @@ static void some_blocks(void *call, int part, int parts) {
                                     share_of(w->blocks, part + 1, parts), c->k->back, left, room);
 }
 
+/* Whether the room holds the operands still, from the call for the first blocks. */
+static int prepared(const pass *p, int which) { return !which && p->from && p->groups == 1; }
+
 /* Where vector v, of subs sub-vectors of x (subs, nv, 16), stands already among those before it that are taken; else v. */
 static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_t *take, ptrdiff_t v) {
     for (ptrdiff_t u = 0; u < v; u++) {
@@ -275,7 +278,8 @@ static void multiplied(products *c) {
     for (ptrdiff_t v = 0; by_codes(c) && v < nv; v++) {
         const int normal = ilogb(q->chain.normal), least = normal - 23 + ilogb(q->chain.product);
         r->columns[v].list = r->column + v * m->subs * 16;
-        if (take[v]) AT_LEVEL(c->p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, m->subs * 16, normal, least);
+        if (take[v] && !prepared(c->p, c->which))
+            AT_LEVEL(c->p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, m->subs * 16, normal, least);
     }
     for (ptrdiff_t v = 0; alike && v < nv; v++) {
         r->twin[v] = take[v] ? twin(r->x, m->subs, nv, take, v) : v;
@@ -341,7 +345,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             continue;
         }
         const matrix *m = &q->w[which];
-        if (fresh) {
+        if (fresh && !prepared(p, which)) {
             for (ptrdiff_t v = 0; v < nv; v++) {
                 memset(r->line, 0, (size_t)m->subs * 16 * sizeof *r->line);
                 operands(o, values + v * pitch, r->line, length, p->level, r->codes, counted);
