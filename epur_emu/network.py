@@ -23,6 +23,15 @@ Floats = npt.NDArray[np.floating]
 PART = 2**16
 
 
+def _largest(values: Floats) -> np.float32:
+    """The largest magnitude, or infinity or not-a-number if there are such."""
+    if values.dtype != np.float16:
+        return np.float32(np.abs(values).max())
+    # The order of codes is that of magnitudes; numpy is slow at half precision.
+    code = int((np.ascontiguousarray(values).view(np.uint16) & np.uint16(0x7FFF)).max())
+    return np.float32(np.nan if code > 0x7C00 else np.uint16(code).view(np.float16))
+
+
 @dataclass(frozen=True, eq=False)
 class LstmLayer:
     """One direction of one LSTM layer.
@@ -100,7 +109,12 @@ class LstmLayer:
                 rows = np.atleast_2d(values)
                 some = max(PART // rows.shape[1], 1)  # a few rows: all would take memory
                 for start in range(0, len(rows), some):
-                    part = rows[start:start+some].astype(np.float32)
+                    part = rows[start : start + some]
+                    top = _largest(part)
+                    ends = np.array([-top, top], np.float32)
+                    if np.isfinite(ends if rounded is None else rounded(gate, ends)).all():
+                        continue  # as no rounding takes a smaller value farther
+                    part = part.astype(np.float32)
                     finite = np.isfinite(part if rounded is None else rounded(gate, part))
                     if not finite.all():
                         break

@@ -216,7 +216,7 @@ class _Matrix:
     members: Sequence[int]
     arithmetic: Arithmetic
     store: int
-    direct: bool  # imported float16 is taken as it is
+    drop: int | None  # bits to round off imported float16, or None: by `round_to`
     level: int
     tops: list[F32 | None]
     bounds: F64
@@ -225,12 +225,12 @@ class _Matrix:
     @property
     def subs(self) -> int:
         """Sub-vectors of a row."""
-        return -(-self.matrix.shape[2] // LANES)
+        return -(-int(self.matrix.shape[2]) // LANES)
 
     @property
     def blocks(self) -> int:
         """Blocks of neurons."""
-        return -(-self.matrix.shape[1] // LANES)
+        return -(-int(self.matrix.shape[1]) // LANES)
 
     def room(self, blocks: int) -> npt.NDArray[Any]:
         """Zeros for the codes of so many blocks, and for the row after them."""
@@ -244,12 +244,15 @@ class _Matrix:
         a = self.arithmetic
         for n, top in zip(self.members, self.tops, strict=True):
             gate = self.matrix[n, begin * LANES : end * LANES]
-            for part in [slice(0, len(gate))] if self.direct else _parts(gate):
+            for part in _parts(gate) if self.drop is None else [slice(0, len(gate))]:
                 rows, to = gate[part], None
-                values = halves(rows) if self.direct else _weights(rows, a, top, counts, self.level)
+                direct = self.drop is not None
+                values = halves(rows) if direct else _weights(rows, a, top, counts, self.level)
                 if codes is not None:
                     to = codes[part.start // LANES * 4 + n :].reshape(-1).view(np.uint8)
-                if not packing.pack_rows(self.level, values, self.store, to, self.bounds):
+                if not packing.pack_rows(
+                    self.level, values, self.drop or 0, self.store, to, self.bounds
+                ):
                     return False
         return True
 
@@ -258,6 +261,15 @@ class _Matrix:
         """Flat array or None, store, rows, sub-vectors, and the bounds."""
         flat = None if self.codes is None else self.codes.reshape(-1)
         return flat, self.store, self.blocks * 4, self.subs, *self.bounds.tolist()
+
+
+def _dropped(f: Format) -> int | None:
+    """How many bits of finite float16 values, as float32, are rounded off; None if that is not all."""
+    if not isinstance(f, FloatFormat):
+        return None
+    if _holds(f, FP16):
+        return 0
+    return 23 - f.mantissa_bits if f.exponent_bits == 8 and f.mantissa_bits else None
 
 
 def _packed(
@@ -269,12 +281,11 @@ def _packed(
     Unless `whole`, there are no codes yet, only bounds and counts.
     """
     tops = [_top(matrix[n], a, level) for n in members]
-    ways = [(store, False) for store in stores]
-    if matrix.dtype == np.float16 and stores[0] == HALF and isinstance(a.weight, FloatFormat):
-        ways = [(HALF, True)] * _holds(a.weight, FP16) + ways
-    for store, direct in ways:
+    drop = _dropped(a.weight) if matrix.dtype == np.float16 else None
+    drops = (None,) if drop is None else (drop, None)
+    for way, store in [(way, store) for way in drops for store in stores]:
         bounds, seen = np.array([0.0, 0.0, np.inf]), Counts()
-        packed = _Matrix(matrix, members, a, store, direct, level, tops, bounds)
+        packed = _Matrix(matrix, members, a, store, way, level, tops, bounds)
         packed.codes = packed.room(packed.blocks) if whole else None
         if packed.put(packed.codes, 0, packed.blocks, seen):
             break
@@ -619,8 +630,8 @@ class PackedPass:
                 if separate:
                     if isums is not None:
                         self.compiled.convert(sums, isums, start, seen)
-                    for k in range(0, len(values), BLOCK):  # all would take memory
-                        self._store(sums[k : k + BLOCK], seen)
+                    for first in range(0, len(values), BLOCK):  # all would take memory
+                        self._store(sums[first : first + BLOCK], seen)
                 self.compiled.recurrent(
                     sums, isums, bound, separate, state, cell, results, self.layer.reverse, start, seen,
                     raised, crew, rooms[0],
@@ -630,7 +641,7 @@ class PackedPass:
         return out[:, :cells], cell[:cells]
 
     def _portion(self) -> list[npt.NDArray[Any]]:
-        """Room for the part of each group's W_x that is packed at a time, in fours of blocks: no row pads them."""
+        """Room for the part of each group's W_x that is packed at a time: fours of blocks, padded by no row."""
         return [m.room(-(-m.blocks // PORTIONS // 4) * 4) for m in self.streamed]
 
     def _forward_weights(self, codes: list[npt.NDArray[Any]]) -> Iterator[None]:
@@ -815,7 +826,8 @@ def _group(
     normal = float(getattr(a.product, "min_normal", 0))
     product = order_of[0] if a.product != FP32 else 0.0
     return group | {
-        "path": path, "w": [p.fields for p in packed], "w_x": packed[0], "lanes": [f or (0.0,) * 8 for f in lanes],
+        "path": path, "w": [p.fields for p in packed], "w_x": packed[0],
+        "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0], steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,

@@ -77,7 +77,7 @@ def unpacked(matrix, inputs):
     kind, group = (np.int8, 4) if matrix.narrow else (np.int16, 2)
     packed = matrix.codes.view(kind).reshape(matrix.blocks, -1, 4, 16, group)
     codes = packed.transpose(2, 0, 3, 1, 4).reshape(4, matrix.blocks * 16, -1)
-    assert not codes[:, matrix.cells :].any() and not codes[:, :, inputs:].any()  # noqa: PT018
+    assert not codes[:, matrix.cells :].any() and not codes[:, :, inputs:].any()
     squares = np.square(codes.astype(np.float64)).reshape(4, matrix.blocks, 16, -1)
     tops = [squares[..., k : k + 256].sum(-1).max((0, 2)) for k in range(0, matrix.inputs, 256)]
     assert np.concatenate(tops).tolist() == matrix.energy.tolist()

@@ -138,7 +138,7 @@ def test_stored_sums_of_special_values():
 
 
 def packed_by_numpy(matrix, members, a, store):
-    """What packing is: codes (blocks, gates, inputs, neurons) and bounds, or None if the store can't hold them."""
+    """Codes (blocks, gates, inputs, neurons), bounds and counts, or None if the store can't hold them."""
     _, cells, inputs = matrix.shape
     values = np.zeros((-(-cells // 16) * 16, -(-inputs // 16) * 16), np.float32)
     codes, norm, part, low, counts = [], 0.0, 0.0, np.inf, Counts()
@@ -147,12 +147,12 @@ def packed_by_numpy(matrix, members, a, store):
         if n in members:
             values[:cells, :inputs] = round_to(matrix[n], a.weight, counts=counts)
         with np.errstate(all="ignore"):
-            kinds = (values.astype(np.float16), values.view(np.uint32) >> 16, values, values.view(np.uint32) >> 16)
-            back = (kinds[0].astype(np.float32), (kinds[1] << 16).view(np.float32), values)[store % 3 or store // 3]
+            half, top = values.astype(np.float16), values.view(np.uint32) >> 16
+            back = half.astype(np.float32) if store == module.HALF else (top << 16).view(np.float32)
         finite = np.isfinite(values).all()
         if store != module.WIDE and not (finite and (back == values).all()):
             return None
-        one = kinds[store].view(np.uint16) if store == module.HALF else kinds[store]
+        one = {module.HALF: half.view(np.uint16), module.WIDE: values}.get(store, top)
         tiles = one.reshape(len(values) // 16, 16, -1).swapaxes(1, 2).copy()
         if store == module.PAIRED:
             pairs = tiles.reshape(len(tiles), -1, 16, 8, 2)
@@ -167,7 +167,10 @@ def packed_by_numpy(matrix, members, a, store):
     return np.stack(codes, 1).astype(codes[0].dtype), (norm, part, low), counts
 
 
-WEIGHTS = ("fp16", "bf16", "e4m3fn", "e4m3fn-sat", "e5m2", "fp32", "e8m12", "fp16-nosub", "q5.12", "mxfp8")
+WEIGHTS = (
+    "fp16", "bf16", "e8m3-sat", "e8m10-nosub", "e4m3fn", "e4m3fn-sat", "e5m2", "fp32", "fp16-nosub",
+    "q5.12", "mxfp8",
+)  # fmt: skip
 
 
 @settings(max_examples=120, deadline=None)
@@ -231,11 +234,11 @@ FIXED = 3 * 2**19
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"),
-    [("epur-fp16", 0.5, 0.95), ("epur-bf16", 0.5, 0.95), ("epur-e4m3fn-sat", 0.5, 0.95), ("epur-int8", 0.5, 0.9)],
+    ("name", "most"),
+    [("epur-fp16", 0.95), ("epur-bf16", 0.95), ("epur-e4m3fn-sat", 0.95), ("epur-int8", 0.9)],
 )
 @pytest.mark.parametrize("order", ["epur", "epur-mwl"])
-def test_memory_of_a_run(name, least, most, order):
+def test_memory_of_a_run(name, most, order):
     """With the imported weights, 16 bits each, less than twice as much as these, and the outputs."""
     cells, steps = 768, 400
     matrix = np.full((4, cells, cells), 2.0**-7, np.float16)
@@ -249,7 +252,7 @@ def test_memory_of_a_run(name, least, most, order):
     finally:
         tracemalloc.stop()
     weights = 2 * matrix.nbytes
-    assert least * weights < peak <= most * weights + x.nbytes + FIXED
+    assert weights / 2 < peak <= most * weights + x.nbytes + FIXED
 
 
 @pytest.mark.parametrize("name", ["epur-fp16", "epur-bf16", "epur-e4m3fn-sat"])

@@ -152,7 +152,20 @@ INLINE int to_tops(const uint32_t *t, uint16_t *codes) {
     return !rest;
 }
 
-int LEVEL(pack_rows)(const rows *r, int store, void *codes, bounds *found) {
+/* Bits of fp16 values, `drop` of their last ones rounded off to nearest even; and whether all are finite. */
+INLINE int rounded_halves(const uint16_t *codes, int drop, uint32_t *t) {
+    const uint32_t rest = (1u << drop) - 1u, half = rest >> 1, last = drop ? 1 : 0;
+    int16_t most = 0;
+    for (int k = 0; k < TILE; k++) {
+        const int16_t size = (int16_t)(codes[k] & 0x7fff);
+        most = size > most ? size : most;
+    }
+    for (int k = 0; k < TILE; k++) t[k] = bits_of_half(codes[k]);
+    for (int k = 0; k < TILE; k++) t[k] = (t[k] + half + (t[k] >> drop & last)) & ~rest;
+    return most < 0x7c00;
+}
+
+int LEVEL(pack_rows)(const rows *r, int drop, int store, void *codes, bounds *found) {
     const ptrdiff_t subs = (r->inputs + 15) / 16;
     const size_t size = store == WIDE ? 4 : 2;
     for (ptrdiff_t first = 0; first < r->count; first += 16) {
@@ -165,11 +178,11 @@ int LEVEL(pack_rows)(const rows *r, int store, void *codes, bounds *found) {
             if (r->half) {
                 halves_of(r, first, s * 16, code);
                 for (int k = 0; k < TILE; k++) code[k] = code[k] == 0x8000 ? 0 : code[k];
-                for (int k = 0; k < TILE; k++) t[k] = bits_of_half(code[k]);
-            } else {
+                held = rounded_halves(code, drop, t);
+            } else
                 floats_of(r, first, s * 16, t);
-                held = store == WIDE || (store == HALF ? to_halves(t, code) : to_tops(t, code));
-            }
+            if (store == HALF && (drop || !r->half)) held &= to_halves(t, code);
+            if (store == TOP || store == PAIRED) held &= to_tops(t, code);
             if (!held) return 0;
             look(&e, t);
             if (!codes) continue;

@@ -8,7 +8,12 @@ _Bytes = npt.NDArray[np.uint8]
 def widened(level: int, codes: npt.NDArray[np.uint16], to: _F32) -> None: ...
 def magnitudes(level: int, values: _Rows, top: _F32) -> None: ...
 def pack_rows(
-    level: int, values: _Rows, store: int, codes: _Bytes | None, bounds: npt.NDArray[np.float64]
+    level: int,
+    values: _Rows,
+    drop: int,
+    store: int,
+    codes: _Bytes | None,
+    bounds: npt.NDArray[np.float64],
 ) -> bool: ...
 def pack_codes(
     level: int,

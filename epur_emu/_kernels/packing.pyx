@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The boundary of the packing kernels: rows of weights in, what the LSTM's kernels multiply out.
 
-Cython, because the loops run over bits of single values. Callers pass C-contiguous rows (count, inputs), uint16 for fp16
-codes or float32, and flat bytes from a gate's place on; nothing is checked or raised here.
+Cython, because the loops run over bits of single values. Callers pass C-contiguous rows (count, inputs), uint16
+for fp16 codes or float32, and flat bytes from a gate's place on; nothing is checked or raised here.
 """
 
 from libc.stddef cimport ptrdiff_t
@@ -42,7 +42,7 @@ cdef extern from * nogil:
         int narrow, largest
     void epur_widened(int, const uint16_t *, float *, ptrdiff_t)
     void epur_magnitudes(int, const c_rows *, float *)
-    int epur_pack_rows(int, const c_rows *, int, void *, c_bounds *)
+    int epur_pack_rows(int, const c_rows *, int, int, void *, c_bounds *)
     void epur_pack_codes(int, const c_rows *, const double *, double, const int_rows *, int64_t *)
 
 
@@ -59,13 +59,17 @@ def magnitudes(int level, const number[:, ::1] values, float[::1] top):
         epur_magnitudes(level, &r, &top[0])
 
 
-def pack_rows(int level, const number[:, ::1] values, int store, unsigned char[::1] codes, double[::1] bounds):
-    """Rows into codes OUT or None, in a store of ``lstm_api.h``; bounds INOUT (3). False if the store can't hold them."""
+def pack_rows(int level, const number[:, ::1] values, int drop, int store, unsigned char[::1] codes,
+              double[::1] bounds):
+    """Rows into codes OUT or None, in a store of ``lstm_api.h``; bounds INOUT (3).
+
+    Of fp16 codes the values' last `drop` bits as float32 are rounded off. False if the store can't hold them.
+    """
     cdef c_rows r = c_rows(&values[0, 0], number is uint16_t, values.shape[0], values.shape[1])
     cdef void *to = NULL if codes is None else &codes[0]
     cdef int held
     with nogil:
-        held = epur_pack_rows(level, &r, store, to, <c_bounds *>&bounds[0])
+        held = epur_pack_rows(level, &r, drop, store, to, <c_bounds *>&bounds[0])
     return bool(held)
 
 
