@@ -524,7 +524,10 @@ def test_threads_that_share_neurons(a, path):
                 assert run.stats == one.stats
 
 
-STREAMED = [*FAST[::3], *MIXED[3:6], *SEVERAL[-1:]]
+STREAMED = [
+    *FAST[::3], *MIXED[3:6], *SEVERAL[-1:],
+    (replace(KEPT, overrides=(Override("pass", "g", (("input", parse("e4m3")),)),)), "inputs"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("a", "path"), STREAMED, ids=label)
@@ -784,6 +787,10 @@ def test_bad_input_is_named():
             "l", weights, np.zeros((4, 3, 3), np.float16), np.zeros((4, 3), np.float16)
         )
         Engine(Network("n", ((layer,),)), EPUR)
+    weights = np.zeros((4, 300, 300), np.float32)
+    weights[3, 299, 7] = 65520.0
+    with pytest.raises(NetworkError, match=r"w_h, gate o, index \[299, 7\] is 65520.0, not finite in fp16"):
+        engine(LstmLayer("l", weights[..., :2].copy(), weights, weights[..., 0].copy()), EPUR, check_finite=True)
 
 
 def test_a_level_is_forced_by_the_environment(monkeypatch):
