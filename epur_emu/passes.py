@@ -68,6 +68,9 @@ BLOCK, MOST = 32, 128
 #: Parts of W_x that are packed one after the other where it is not kept.
 PORTIONS = 8
 
+#: Sums of a gate that MWL stores at a time: more would only cost memory.
+STORED = 2**14
+
 #: Places in the order in which the kernels count them.
 COUNTED = (
     "product", "tree", "accumulator", "mu", "cell", "output", "partial", "input",
@@ -630,8 +633,9 @@ class PackedPass:
                 if separate:
                     if isums is not None:
                         self.compiled.convert(sums, isums, start, seen)
-                    for first in range(0, len(values), BLOCK):  # all would take memory
-                        self._store(sums[first : first + BLOCK], seen)
+                    few = max(STORED // self.width, 1)
+                    for first in range(0, len(values), few):
+                        self._store(sums[first : first + few], seen)
                 self.compiled.recurrent(
                     sums, isums, bound, separate, state, cell, results, self.layer.reverse, start, seen,
                     raised, crew, rooms[0],
