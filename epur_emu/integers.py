@@ -219,7 +219,7 @@ class IntegerMatrix:
     @classmethod
     def of(
         cls, w: npt.NDArray[Any], weight: LinearFormat, input: LinearFormat, scale: F64, alpha: float = 1.0,
-        members: Sequence[int] = range(GATES), counts: Counts | None = None, level: str | None = None,
+        members: Sequence[int] = range(GATES), counts: Counts | None = None, level: int | None = None,
     ) -> IntegerMatrix:  # fmt: skip
         """Codes of a weight matrix: ``rne(w alpha / s)``, clipped to +-L; 0 for not-a-number.
 
@@ -236,8 +236,8 @@ class IntegerMatrix:
             Gates to take; the others' codes are 0.
         counts : Counts, optional
             Added to.
-        level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"}, optional
-            All give the same codes.
+        level : int, optional
+            Number of a CPU level; all give the same codes.
 
         Notes
         -----
@@ -247,14 +247,15 @@ class IntegerMatrix:
         Raises
         ------
         FormatError
-            alpha is not positive and finite, or the level can't run here.
+            alpha is not positive and finite.
         """
         _, cells, inputs = w.shape
         blocks, padded = -(-cells // LANES), -(-inputs // SUB_VECTOR) * SUB_VECTOR
         narrow = max(weight.max, input.max) <= NARROW
         packed = aligned_zeros((blocks * padded * GATES * LANES * (1 if narrow else 2),), np.uint8)
         energy = np.zeros((-(-padded // kernels.BLOCK), blocks))
-        seen, number, factor = np.zeros(2, np.int64), level_number(level), _alpha("alpha", alpha)
+        seen, factor = np.zeros(2, np.int64), _alpha("alpha", alpha)
+        number = level_number() if level is None else level
         some = len(packed) // blocks
         scale = np.require(scale, np.float64, ["C", "A"])
         for gate in members:

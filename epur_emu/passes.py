@@ -930,7 +930,7 @@ def _integer_group(
     assert isinstance(wide, FixedFormat)
     s = scales(layer.w_x, layer.w_h, weight, *ranges)
     codes = [
-        IntegerMatrix.of(matrix, weight, given, s, alpha, members, counts, levels()[level])
+        IntegerMatrix.of(matrix, weight, given, s, alpha, members, counts, level)
         for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True)
     ]
     scale = _blocked(multipliers(s, given), np.float64)

@@ -790,7 +790,8 @@ def test_bad_input_is_named():
     weights = np.zeros((4, 300, 300), np.float32)
     weights[3, 299, 7] = 65520.0
     with pytest.raises(NetworkError, match=r"w_h, gate o, index \[299, 7\] is 65520.0, not finite in fp16"):
-        engine(LstmLayer("l", weights[..., :2].copy(), weights, weights[..., 0].copy()), EPUR, check_finite=True)
+        layer = LstmLayer("l", weights[..., :2].copy(), weights, weights[..., 0].copy())
+        Engine(Network("n", ((layer,),)), EPUR)
 
 
 def test_a_level_is_forced_by_the_environment(monkeypatch):

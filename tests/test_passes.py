@@ -234,25 +234,29 @@ FIXED = 3 * 2**19
 
 
 @pytest.mark.parametrize(
-    ("name", "most"),
-    [("epur-fp16", 0.95), ("epur-bf16", 0.95), ("epur-e4m3fn-sat", 0.95), ("epur-int8", 0.9)],
-)
-@pytest.mark.parametrize("order", ["epur", "epur-mwl"])
-def test_memory_of_a_run(name, most, order):
-    """With the imported weights, 16 bits each, less than twice as much as these, and the outputs."""
+    ("name", "order", "most"),
+    [
+        *((name, "epur", 1.0) for name in ("epur-fp16", "epur-bf16", "epur-e4m3fn-sat")),
+        ("epur-fp16", "epur-mwl", 1.2), ("epur-int8", "epur", 0.9), ("epur-int8", "epur-mwl", 1.05),
+    ],
+)  # fmt: skip
+def test_memory_of_a_run(name, order, most):
+    """With the imported weights, 16 bits each, no more than twice as much as these, and the outputs."""
     cells, steps = 768, 400
     matrix = np.full((4, cells, cells), 2.0**-7, np.float16)
     layer = LstmLayer("pass", matrix, matrix.copy(), matrix[:, 0].copy())
-    x = np.ones((steps, cells), np.float32)
-    accelerator = Accelerator.load(order)
+    x, accelerator = np.ones((steps, cells), np.float32), Accelerator.load(order)
+    run = Network("one", ((layer,),)), x, arithmetic(name), accelerator, ALPHA
+    emulate(*run)  # tables of activations stay
+    vars(module._kept).clear()
     tracemalloc.start()
     try:
-        emulate(Network("one", ((layer,),)), x, arithmetic(name), accelerator, ALPHA)
+        emulate(*run)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     weights = 2 * matrix.nbytes
-    assert weights / 2 < peak <= most * weights + x.nbytes + FIXED
+    assert weights / 2 < peak <= most * weights + x.nbytes
 
 
 @pytest.mark.parametrize("name", ["epur-fp16", "epur-bf16", "epur-e4m3fn-sat"])

@@ -17,6 +17,8 @@ cdef extern from * nogil:
     """
     #include "cpu.h"
     #include "packing_api.h"
+    /* A level that is emulated elsewhere is none of this CPU's. */
+    #define NATIVE(level) ((level) < epur_best() ? (level) : epur_best())
     #if defined(__x86_64__)
     #define EPUR_PACK(level, name, ...) \\
         ((level) >= 2 ? name##_avx512(__VA_ARGS__) \\
@@ -24,10 +26,10 @@ cdef extern from * nogil:
     #else
     #define EPUR_PACK(level, name, ...) name##_scalar(__VA_ARGS__)
     #endif
-    #define epur_widened(level, ...) EPUR_PACK(level, widened, __VA_ARGS__)
-    #define epur_magnitudes(level, ...) EPUR_PACK(level, magnitudes, __VA_ARGS__)
-    #define epur_pack_rows(level, ...) EPUR_PACK(level, pack_rows, __VA_ARGS__)
-    #define epur_pack_codes(level, ...) EPUR_PACK(level, pack_codes, __VA_ARGS__)
+    #define epur_widened(level, ...) EPUR_PACK(NATIVE(level), widened, __VA_ARGS__)
+    #define epur_magnitudes(level, ...) EPUR_PACK(NATIVE(level), magnitudes, __VA_ARGS__)
+    #define epur_pack_rows(level, ...) EPUR_PACK(NATIVE(level), pack_rows, __VA_ARGS__)
+    #define epur_pack_codes(level, ...) EPUR_PACK(NATIVE(level), pack_codes, __VA_ARGS__)
     """
     ctypedef struct c_rows "rows":
         const void *values
