@@ -91,9 +91,7 @@ def scales(
 
 
 def _magnitudes(w: npt.ArrayLike) -> F64:
-    matrix = np.asarray(w)
-    rows = magnitudes(matrix.reshape(-1, matrix.shape[2]), level_number())
-    return rows.astype(np.float64).reshape(matrix.shape[:2])
+    return np.stack([magnitudes(gate, level_number()) for gate in np.asarray(w)]).astype(np.float64)
 
 
 def magnitudes(values: npt.NDArray[Any], level: int) -> F32:

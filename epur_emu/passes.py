@@ -680,6 +680,7 @@ class PackedPass:
         self, x: npt.ArrayLike, h: npt.ArrayLike, c: npt.ArrayLike, counts: I64, index: int
     ) -> tuple[F32, F32]:
         """One time step of N independent states: x (N, I), h and c (N, H) to h and c."""
+        assert not self.streamed
         x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
