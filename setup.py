@@ -61,7 +61,10 @@ class SideBySide(build_ext):
 extensions = [
     kernel(
         "lstm",
-        [*levels("lstm"), *levels("lstm_int"), "lstm_int_vnni.c", "dot_pairs.c", "pass.c", "exact.c"],
+        [
+            *levels("lstm"), *levels("lstm_int"), "lstm_int_vnni.c", "dot_pairs.c", "dot_halves.c", "pass.c",
+            "exact.c",
+        ],
         "cpu.h",
         "simd.h",
         "simd_int.h",

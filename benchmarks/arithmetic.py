@@ -48,6 +48,8 @@ FORMATS = ("fp16", "bf16", "e4m3fn-sat", "int8")
 OTHERS: dict[str, dict[str, Any]] = {
     "q5.12": dict.fromkeys(PLACES, parse("q5.12")),
     "products in fp32": {"product": FP32},
+    "sums in fp32": dict.fromkeys(("tree", "accumulator"), FP32),
+    "e4m3 operands": dict.fromkeys(("weight", "input"), parse("e4m3")),
     "DPU in fp32": dict.fromkeys(("product", "tree", "accumulator"), FP32),
     "DPU in e6m14": dict.fromkeys(("product", "tree", "accumulator"), parse("e6m14")),
     **{mode: {"rounding": mode} for mode in MODES[1:]},

@@ -90,8 +90,8 @@ class Engine:
         sum, needed where MWL quantises; by ``NAME.input`` and ``NAME.hidden`` those of x_t and
         h_{t-1}, needed where inputs are linear (1 by default for h, and for outputs of other layers).
     level : str, optional
-        CPU level of the kernel: ``scalar``, ``avx2``, ``avx512``, ``avx512vnni``, ``avx512bf16``; by default
-        the best, or `EPUR_SIMD`.
+        CPU level of the kernel: ``scalar``, ``avx2``, ``avx512``, ``avx512vnni``, ``avx512bf16``,
+        ``avx512fp16``; by default the best, or `EPUR_SIMD`.
     check_finite : bool
         Whether weights and inputs that are not finite in the arithmetic's formats are refused.
     width : int

@@ -138,7 +138,7 @@ def input_codes(
         Largest magnitude, taken as float32.
     counts : Counts, optional
         Added to.
-    level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"}, optional
+    level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512fp16"}, optional
         All give the same codes.
 
     Returns
@@ -299,7 +299,7 @@ class IntegerMatrix:
         accumulators : FixedFormat, or one for each gate
             Signed, without fraction bits: the width, and what a sum out of range does. Under ``raise`` it
             saturates here, and the caller raises.
-        level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"}, optional
+        level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512fp16"}, optional
             All give the same sums.
         back : bool, default False
             Take the last block of neurons first: the same sums, too.

@@ -79,8 +79,8 @@ COUNTED = (
 #: Columns of the counts.
 EVENTS = ("overflow", "underflow", "saturation")
 
-BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE, BY_PAIRS = range(6)
-PATHS = ("chain", "general", "exact", "integers", "wide", "pairs")
+BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE, BY_PAIRS, BY_HALVES = range(7)
+PATHS = ("chain", "general", "exact", "integers", "wide", "pairs", "halves")
 HALF, TOP, WIDE, PAIRED = range(4)
 AS_IT_IS, ROUNDED, CODED, BLOCKED = range(4)
 _TO_INFINITY, _TO_NAN, _SATURATE, _WRAP, _RAISE = range(5)
@@ -134,6 +134,11 @@ def _unit(f: Plain) -> float:
     return float(f.min_normal / 2**f.mantissa_bits)
 
 
+def _least(f: Plain) -> float:
+    """Of which a multiple is a value of the format, if that has the bits and the range."""
+    return float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
+
+
 def _precision(f: Format) -> int:
     """Most bits of a value's significand."""
     if isinstance(f, FixedFormat):
@@ -182,8 +187,7 @@ def _wide_lanes(f: Plain) -> tuple[float, ...] | None:
 
 def _holds(f: Plain, g: Plain) -> bool:
     """Whether all values of g are values of f."""
-    least = float(f.min_normal) if isinstance(f, FloatFormat) and not f.subnormals else _unit(f)
-    finer = _precision(g) <= _precision(f) and _unit(g) >= least
+    finer = _precision(g) <= _precision(f) and _unit(g) >= _least(f)
     return f == g or (finer and g.max <= f.max)
 
 
@@ -801,6 +805,8 @@ def _group(
         innocuous = all(_double(*pair) for pair in sums)
     if path == BY_CHAIN and _pairs(a, operands, level):
         path = BY_PAIRS
+    if path == BY_CHAIN and _halves(a, operands, level):
+        path = BY_HALVES
     stores = (PAIRED, WIDE) if path == BY_PAIRS else (HALF, TOP, WIDE)
     packed = [
         _packed(matrix, members, a, stores, counts, level, kept)
@@ -829,7 +835,7 @@ def _group(
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
     normal = float(getattr(a.product, "min_normal", 0))
-    product = order_of[0] if a.product != FP32 else 0.0
+    product = 0.0 if a.product == FP32 or _exact_products(a, operands) else order_of[0]
     return group | {
         "path": path, "w": [p.fields for p in packed], "w_x": packed[0],
         "lanes": [f or (0.0,) * 8 for f in lanes],
@@ -844,6 +850,12 @@ def _group(
             _operand(a.input, gates[3].output, a.product, ranges[1]),
         ),
     }  # fmt: skip
+
+
+def _exact_products(a: Arithmetic, operands: Sequence[Format]) -> bool:
+    """Whether the product's format holds all products within its range."""
+    bits, unit = sum(map(_precision, operands)), math.prod(map(_lowest, operands))
+    return bits <= _precision(a.product) and unit >= _least(a.product)
 
 
 def _exact_sums(a: Arithmetic) -> bool:
@@ -904,8 +916,16 @@ def _pairs(a: Arithmetic, operands: Sequence[Format], level: int) -> bool:
     like = [(f.exponent_bits, f.mantissa_bits) for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
     narrow = max(map(_precision, operands)) <= BF16.precision
     return (
-        levels()[level] == "avx512bf16" and narrow
+        levels()[level] in ("avx512bf16", "avx512fp16") and narrow
         and like == [(BF16.exponent_bits, BF16.mantissa_bits)] * 2
+    )  # fmt: skip
+
+
+def _halves(a: Arithmetic, operands: Sequence[Format], level: int) -> bool:
+    """Whether `dot_halves` is there for a chain: the DPU's formats are fp16, which holds the operands."""
+    return (
+        levels()[level] == "avx512fp16" and {a.product, a.tree, a.accumulator} == {FP16}
+        and all(not isinstance(f, BlockFormat | LinearFormat) and _holds(FP16, f) for f in operands)
     )  # fmt: skip
 
 

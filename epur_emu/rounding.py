@@ -131,7 +131,7 @@ def round_to(
         Added to.
     out : float32 array of the array's shape, C-contiguous
         Where the result goes; it may be `array` itself.
-    level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"}
+    level : {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512fp16"}
         All give the same bits.
 
     Returns

@@ -195,7 +195,7 @@ def test_what_raised_is_named():
 
 #: Arithmetics whose fast paths must be taken, and which one.
 FORMS = {
-    "epur-fp16": "chain", "epur-bf16": "pairs", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
+    "epur-fp16": "halves", "epur-bf16": "pairs", "epur-tf32": "chain", "epur-fp32+fp32": "chain",
     "epur-e4m3fn-sat": "chain", "epur-e5m7": "chain", "epur-fp16-nosub": "general",
     "epur-e8m21": "general", "epur-q5.12": "general", "epur-q3.6-wrap": "general",
     "epur-e8m22": "wide", "epur-uq5.9": "general", "epur-int8": "integers",
@@ -211,9 +211,10 @@ def mixed(**places):
 
 
 def path_at(path, level=None):
-    """The path of a level, by default the one in use: only the last one has the instructions of `pairs`."""
+    """The path of a level, by default the one in use: only the last ones have instructions for some."""
     level = level or levels()[level_number(None)]
-    return "chain" if path == "pairs" and level != "avx512bf16" else path
+    having = {"pairs": ("avx512bf16", "avx512fp16"), "halves": ("avx512fp16",)}
+    return path if level in having.get(path, (level,)) else "chain"
 
 
 #: Formats that narrow along the chain, widen, or have operands of their own kind.
@@ -230,6 +231,10 @@ MIXED = (
     (mixed(product="e5m7-nosub", tree="fp16-nosub", accumulator="fp32"), "general"),
     (mixed(product="e4m3-nosub", tree="e4m7-nosub", accumulator="bf16-nosub"), "general"),
     (mixed(product="e4m3", tree="e5m7-nosub", accumulator="fp16-nosub"), "chain"),
+    # sums alone are float32; products alone are exact; both
+    (mixed(tree="fp32", accumulator="fp32"), "chain"),
+    (mixed(weight="e4m3", input="e3m2", accumulator="fp32"), "chain"),
+    (mixed(weight="q1.3", input="e4m3", product="e5m7", tree="fp32", accumulator="fp32"), "chain"),
 )  # fmt: skip
 FAST = [
     *((arithmetic(name), path) for name, path in FORMS.items()),
@@ -344,6 +349,21 @@ def test_sums_that_float32_would_round_wrongly():
     assert end_to_end(narrow, [1.0 + 2.0**-8, 0.0], [1.0, 1.0], -1.0) == 0
 
 
+def test_products_that_need_rounding_although_their_bits_fit():
+    """fp8 times fp8 is exact in fp16, but for e5m2's smallest ones; in e5m7, but where it has no subnormals."""
+    a = mixed(weight="e5m2", input="e5m2", **dict.fromkeys(("mu", "cell", "output"), "fp32"))
+    assert end_to_end(a, [1.25 * 2.0**-12], [2.0**-13], 0.0) > 0
+    assert end_to_end(a, [2.0**-12], [2.0**-13], 0.0) == 0
+    for name in ("e5m7", "e5m7-nosub"):
+        places = dict.fromkeys(("product", "tree", "accumulator", "partial"), parse(name))
+        b = replace(a, weight=parse("e4m3"), input=parse("e4m3"), **places)
+        assert engine(usual(1).layer, b, count=False)._packed["pass"].paths == ("chain",)
+        assert (end_to_end(b, [2.0**-9], [2.0**-9], 0.0) > 0) == (name == "e5m7")
+    short = replace(a, weight=parse("e4m3"), input=parse("e4m3"), product=parse("e5m4"))
+    assert end_to_end(short, [1.875, 1.0], [1.875, -3.5], 0.0) == 0  # 3.515625 takes 8 bits
+    assert end_to_end(replace(short, product=FP16), [1.875, 1.0], [1.875, -3.5], 0.0) > 0
+
+
 def test_a_product_that_float32_would_lose():
     """Just above half of the least value of e8m10, nearer to it than float32's least place."""
     a = replace(arithmetic("epur-tf32+tf32"), activation="exact")
@@ -433,6 +453,28 @@ def test_results_beyond_the_range(a, path, scale):
     case = usual(11, inputs=40, scale=scale, x_scale=2 * scale)
     assert engine(case.layer, a, count=False)._packed["pass"].paths == (path,)
     check(case, a, ORDERS[scale > 1])
+
+
+@pytest.mark.parametrize("where", ["x", "h", "w_x", "w_h"])
+@pytest.mark.parametrize(
+    "a",
+    [
+        *every("fp16", "e4m3fn", "e8m22", modes=MODES), *every("q5.12", "q3.4-wrap", "fp16-nosub", modes=MODES[::3]),
+        mixed(product="q5.12"), mixed(tree="q3.4-wrap", accumulator="fp32"), mixed(accumulator="uq7.8"),
+        mixed(product="e4m3fn-sat", tree="fp32", accumulator="fp32"),
+    ],
+    ids=label,
+)  # fmt: skip
+def test_operands_that_are_not_finite(a, where):
+    """Infinities and not-a-number, beside weights that are 0 and such that are not."""
+    plain = usual(13, inputs=20, steps=3, scale=0.5, x_scale=2.0)
+    w_x, w_h, x, h = (np.array(v) for v in (plain.layer.w_x, plain.layer.w_h, plain.x, plain.state[0]))
+    w_x[:, :9, 3] = w_h[:, :9, 3] = 0
+    rows = {"x": x, "h": [h], "w_x": w_x[:, 12], "w_h": w_h[:, 12]}[where]
+    for row, odd in zip(rows, ([np.nan, -np.inf], [np.inf], [-np.inf, np.inf]), strict=False):
+        row[3 : 3 + len(odd)] = odd
+    layer = replace(plain.layer, w_x=w_x, w_h=w_h)
+    check(Case(layer, x, (h, plain.state[1])), a, every=levels()[1:])
 
 
 def test_products_too_large_for_the_random_bits_of_float32():

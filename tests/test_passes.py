@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import arithmetics, passes, plain_formats
-from test_emulator import ALPHA, KEPT, engine, expected, same_bits, usual
+from test_emulator import ALPHA, KEPT, engine, expected, path_at, same_bits, usual
 
 from epur_emu import Accelerator, oracle
 from epur_emu import passes as module
@@ -42,16 +42,16 @@ def paths(a):
 
 
 def test_gates_that_share_an_arithmetic_share_a_path():
-    assert paths(KEPT) == ("chain",)
+    assert paths(KEPT) == (path_at("halves"),)
     other = replace(KEPT, overrides=(Override("pass", "g", (("product", FP32),)),))
-    assert paths(other) == ("chain", "general")
+    assert paths(other) == (path_at("halves"), "general")
     every = tuple(
         Override("pass", gate, (("accumulator", parse(name)),))
         for gate, name in (("i", "q5.10"), ("f", "e8m22"), ("g", "fp32"))
     )
     assert paths(replace(KEPT, overrides=every)) == ("general", "general", "chain", "chain")
     mu = replace(KEPT, overrides=(Override("pass", "o", (("mu", FP32),)),))
-    assert paths(mu) == ("chain",)  # the multifunctional unit is not the DPU's concern
+    assert paths(mu) == (path_at("halves"),)  # the multifunctional unit is not the DPU's concern
     assert paths(arithmetic("epur-int4")) == ("integers",)
 
 

@@ -11,7 +11,7 @@
  *   sum      s = a + b;  r = C s - round(C s - s)                     for any float32 s
  *   product  p = w x;  t = C max(|p|, 1.5 least normal);  r = round(t + p) - t
  * where below 1.5 least normal the sum has the format's least place as its last. A sum below the normal range is a multiple of
- * that place and exact. C = 1 in the first and C = 0 in the second leave v as it is: float32 (a form of its own where all do). Neither form, nor C x, overflows to
+ * that place and exact. C = 1 in the first leaves v as it is: float32; C = 0 in the second stands for products that are exact, or float32. Neither form, nor C x, overflows to
  * infinity, and no product may underflow in float32: the caller proves both beforehand. A zero may come out with either sign.
  *
  * Products and tree without subnormals: v is rounded as if it were normal, and a result below the least normal value becomes 0. All
@@ -112,8 +112,9 @@ typedef struct {
     const float *x, *scaled;
 } inputs;
 
-/* What becomes of results: rounded as above; the same, flushed; all are float32 and stay as the processor has them. */
-enum { ROUNDS, FLUSHES, KEEPS };
+/* What becomes of results: rounded as above; the same, flushed; products are rounded, while sums are float32 and stay as the processor
+ * has them; products are exact, and sums are rounded; all stay. */
+enum { ROUNDS, FLUSHES, MULTIPLIES, ADDS, KEEPS };
 
 /* One addition: its C, and what takes the second term to the first one's domain. */
 typedef struct {
@@ -129,7 +130,7 @@ INLINE vf added(vf a, vf b, const addition to, const int form) {
 INLINE void pairs(vf *a, const vf *b, const addition to, const int form) {
     vf y[LOCK];
     EACH a[i] = added(a[i], b[i], to, form);
-    if (form == KEEPS) return;
+    if (form == KEEPS || form == MULTIPLIES) return;
     EACH y[i] = vf_mul(a[i], vf_set(to.c - 1.0f));
     EACH a[i] = vf_msub(a[i], vf_set(to.c), y[i]);
 }
@@ -148,23 +149,23 @@ INLINE void products(vf *s, const vf *v, const vf *w, int j, const inputs *in, v
     const vf least = vf_set(k->least * k->product), up = vf_set(1.0f + 1.0f / k->product);
     const int flushes = form == FLUSHES;
     vf t[LOCK], u[LOCK], p[LOCK], z[LOCK];
-    if (form == KEEPS) {
+    if (form >= ADDS) {
         EACH s[i] = vf_mul(v[i], vf_set(in->x[j]));
         EACH p[i] = vf_mul(w[i], vf_set(in->x[j + 1]));
-        if (b) EACH a[i] = vf_add(a[i], b[i]);
-        EACH s[i] = vf_add(s[i], p[i]);
+        if (b) pairs(a, b, to, form);
+        pairs(s, p, in_tree(k), form);
         return;
     }
     EACH t[i] = vf_mul(v[i], vf_set(in->scaled[j]));
     EACH u[i] = vf_mul(w[i], vf_set(in->scaled[j + 1]));
     if (b) EACH a[i] = added(a[i], b[i], to, form);
     if (!flushes) EACH t[i] = vf_absmax(t[i], least);
-    if (b) EACH z[i] = vf_mul(a[i], vf_set(to.c - 1.0f));
+    if (b && form != MULTIPLIES) EACH z[i] = vf_mul(a[i], vf_set(to.c - 1.0f));
     if (!flushes) EACH u[i] = vf_absmax(u[i], least);
     EACH s[i] = flushes ? vf_mul(t[i], up) : vf_madd(v[i], vf_set(in->x[j]), t[i]);
     EACH p[i] = flushes ? vf_mul(u[i], up) : vf_madd(w[i], vf_set(in->x[j + 1]), u[i]);
     EACH s[i] = flushes ? vf_normal(vf_sub(s[i], t[i])) : vf_sub(s[i], t[i]);
-    if (b) EACH a[i] = vf_msub(a[i], vf_set(to.c), z[i]);
+    if (b && form != MULTIPLIES) EACH a[i] = vf_msub(a[i], vf_set(to.c), z[i]);
     EACH p[i] = flushes ? vf_normal(vf_sub(p[i], u[i])) : vf_sub(p[i], u[i]);
     if (below) count_below(below, s, v, in->x[j], k), count_below(below, p, w, in->x[j + 1], k);
     pairs(s, p, in_tree(k), form);
@@ -260,7 +261,7 @@ INLINE void chain_rows(
                     xs += place[0] * 16;
                     for (ptrdiff_t s = 0; s < m->subs; s++, xs += next) {
                         const inputs in = {xs, scaled};
-                        if (form != KEEPS) scale(scaled, xs, factor);
+                        if (form < ADDS) scale(scaled, xs, factor);
                         ahead(&at, s, m->subs);
                         if (m->store == HALF)
                             tree_half(half, sums, &at, s * 256, &in, k, form, below);
@@ -272,7 +273,7 @@ INLINE void chain_rows(
                         widen(wide, &shifted, order + r, s); /* one conversion of the weights serves all vectors */
                         for (ptrdiff_t u = 0; u < used; u++) {
                             const inputs in = {xs + place[u] * 16, scaled};
-                            if (form != KEEPS) scale(scaled, in.x, factor);
+                            if (form < ADDS) scale(scaled, in.x, factor);
                             tree_wide(half, before, wide, 0, &in, k, form, below);
                             before = sums + u * LANES;
                         }
@@ -299,6 +300,22 @@ static __attribute__((noinline)) void chain_flushing(
         chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, FLUSHES, NULL);
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+#define IN_ORDER __attribute__((optimize("no-tree-ter")))
+#else
+#define IN_ORDER
+#endif
+
+/* Sums are float32. What is used but once GCC would compute only there, much later, and run out of registers for what it needs. */
+static __attribute__((noinline)) IN_ORDER void chain_keeping(
+    const matrix *m, const chain *k, const int32_t *order, ptrdiff_t count, const float *x, float *acc, ptrdiff_t pitch,
+    const uint8_t *take, ptrdiff_t nv) {
+    if (k->product == 0.0f)
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, KEEPS, NULL);
+    else
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, MULTIPLIES, NULL);
+}
+
 /* acc[v] += W x[v] for the vectors that are to be taken and the rows in `order`.
  *   order IN    (count, a multiple of 4) rows of W
  *   x     IN    (subs, nv, 16), values of the input's format
@@ -318,8 +335,10 @@ void LEVEL(dot_chain)(const matrix *m, const chain *k, const int32_t *order, ptr
         flushing_no_more(before);
     } else if (underflow)
         chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 1, ROUNDS, underflow);
-    else if (k->tree == 1.0f && k->acc == 1.0f && c == 0.0f)
-        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, KEEPS, NULL);
+    else if (k->tree == 1.0f && k->acc == 1.0f)
+        chain_keeping(m, k, order, count, x, acc, pitch, take, nv);
+    else if (c == 0.0f)
+        chain_rows(m, *k, order, count, x, acc, pitch, take, nv, 0, ADDS, NULL);
     else if (memcmp(k, &half, sizeof half) == 0)
         chain_rows(m, half, order, count, x, acc, pitch, take, nv, 0, ROUNDS, NULL);
     else if (c == k->tree && c == k->acc)

@@ -25,7 +25,7 @@ cdef extern from * nogil:
     #define epur_input_codes(level, ...) EPUR_INT(level, input_codes, __VA_ARGS__)
     """
     int epur_best()
-    const char *epur_levels[5]
+    const char *epur_levels[6]
     const int EPUR_INT_BLOCK, C_SATURATE "SATURATE", C_WRAP "WRAP", C_RAISE "RAISE"
     ctypedef struct int_matrix:
         const void* codes

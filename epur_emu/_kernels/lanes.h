@@ -12,24 +12,25 @@
 #include "mu_wide.h"
 #include "underflows.h"
 
-/* The largest and the least magnitude but 0 (infinity: there is none) of 16 subs values; 0 if one is not finite. */
+/* The largest and the least finite magnitude but 0 (0, infinity: there is none) of 16 subs values; 0 if one is not finite. */
 int LEVEL(extent)(const float *x, ptrdiff_t subs, ptrdiff_t pitch, float *top, float *least) {
     const vf infinity = vf_set(INFINITY), zero = vf_set(0.0f);
-    vf largest = zero, smallest = infinity;
+    vf highest = zero, largest = zero, smallest = infinity;
     for (ptrdiff_t s = 0; s < subs; s++)
         for (int j = 0; j < 16; j += VW) {
             const vf size = vf_abs(vf_load(x + s * pitch + j));
-            largest = vf_topmost(largest, size);
+            highest = vf_topmost(highest, size);
+            largest = vf_max(vf_pick(vf_lt(size, infinity), size, zero), largest);
             smallest = vf_min(vf_pick(vf_eq(size, zero), infinity, size), smallest);
         }
-    float lane[2][VW];
-    vf_store(lane[0], largest), vf_store(lane[1], smallest);
+    float lane[3][VW];
+    vf_store(lane[0], highest), vf_store(lane[1], largest), vf_store(lane[2], smallest);
     int finite = 1;
     *top = 0, *least = INFINITY;
     for (int j = 0; j < VW; j++) {
         finite &= lane[0][j] < INFINITY;
-        *top = lane[0][j] > *top ? lane[0][j] : *top;
-        *least = lane[1][j] < *least ? lane[1][j] : *least;
+        *top = lane[1][j] > *top ? lane[1][j] : *top;
+        *least = lane[2][j] < *least ? lane[2][j] : *least;
     }
     return finite;
 }

@@ -18,7 +18,7 @@ cdef extern from * nogil:
     #include "pass.h"
     """
     int epur_best()
-    const char *epur_levels[5]
+    const char *epur_levels[6]
     ctypedef struct fmt:
         int kind, places, min_exp, overflow, subnormal
         double max, min, codes

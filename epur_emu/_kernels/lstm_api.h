@@ -82,6 +82,7 @@ typedef struct {
  *   acc   INOUT (nv, pitch / 16, 16), values of the accumulator's format
  *   take  IN    (nv)
  * dot_pairs: the same, of weights that are PAIRED; `back`: rows in reverse.
+ * dot_halves: the same, of weights that are HALF.
  * columns, underflows: how many products with one vector are inexact below 2^normal, where exact ones are multiples of 2^least. W is
  *            stored as HALF. With AVX-512 only.
  * mu_narrow: acc IN (4, 16) sums of one block, c INOUT (16), h OUT (16); 0 if the block is left to the exact path.
@@ -117,6 +118,8 @@ EPUR_DOT_API(_avx512)
 #endif
 void dot_pairs(const matrix *, const chain *, const int32_t *order, ptrdiff_t count, const float *x, float *acc, ptrdiff_t pitch,
                const uint8_t *take, ptrdiff_t nv, int back);
+void dot_halves(const matrix *, const int32_t *order, ptrdiff_t count, const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take,
+                ptrdiff_t nv);
 
 /* 16 neurons of one row by the exact path. */
 void exact_row(const matrix *m, const unit *u, ptrdiff_t row, const float *x, ptrdiff_t x_pitch, float *acc,

@@ -7,6 +7,9 @@
 #if !defined(EPUR_BF16)
 #define dot_pairs(...) ((void)0) /* not called */
 #endif
+#if !defined(EPUR_FP16)
+#define dot_halves(...) ((void)0)
+#endif
 #if defined(EPUR_X86)
 /* VNNI is of use to integers only. */
 #define AT_INT_LEVEL(level, name) ((level) >= 3 ? name##_vnni : AT_LEVEL(level, name))
@@ -112,7 +115,7 @@ static int same_operand(const operand *a, const operand *b) {
 }
 
 /* The general path where no value can leave its range, where only the accumulator can, and where all can; the wide one where all can. */
-enum { SAFELY = BY_INTEGERS, RANGED = BY_PAIRS + 1, LIMITED, BEYOND, WAYS };
+enum { SAFELY = BY_INTEGERS, RANGED = BY_HALVES + 1, LIMITED, BEYOND, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -186,13 +189,26 @@ typedef struct {
 
 /* Whether underflows are counted by the codes of weights. */
 static int by_codes(const products *c) {
-    return c->underflows && c->q->w[c->which].store == HALF && c->p->level >= 2 && c->q->chain.product > 0;
+    return c->underflows && c->q->w[c->which].store == HALF && c->p->level >= 2;
 }
 
 /* Where a thread's rows or blocks of `count` begin. */
 static ptrdiff_t share_of(ptrdiff_t count, int part, int parts) { return count * part / parts; }
 
-/* `dot_chain`, then its underflows, some rows at a time: their weights come from the cache the second time. */
+/* The chain's dot products of some rows; by the processor's own arithmetic where it has the formats. */
+static void chained(const products *c, const int32_t *order, ptrdiff_t count, int64_t *underflow) {
+    const group *q = c->q;
+    const matrix *m = &q->w[c->which];
+    const ptrdiff_t pitch = (c->p->blocks * 4 + 1) * 16, nv = c->k->nv;
+    const float *x = c->k->room->x;
+    const uint8_t *take = c->k->room->take[BY_CHAIN];
+    if (q->path == BY_HALVES && m->store == HALF && !underflow)
+        dot_halves(m, order, count, x, c->sums, pitch, take, nv);
+    else
+        AT_LEVEL(c->p->level, dot_chain)(m, &q->chain, order, count, x, c->sums, pitch, take, nv, underflow);
+}
+
+/* Those, then their underflows, some rows at a time: their weights come from the cache the second time. */
 static void counted_chain(const products *c, ptrdiff_t from, ptrdiff_t to, seen *n) {
     const group *q = c->q;
     const matrix *m = &q->w[c->which];
@@ -201,8 +217,7 @@ static void counted_chain(const products *c, ptrdiff_t from, ptrdiff_t to, seen 
     for (ptrdiff_t at = from, rows; at < to; at += rows) {
         rows = fitting < 8 ? 8 : fitting;
         rows = to - at < rows ? to - at : rows;
-        AT_LEVEL(c->p->level, dot_chain)(m, &q->chain, q->order + at, rows, r->x, c->sums, (c->p->blocks * 4 + 1) * 16,
-                                         r->take[BY_CHAIN], nv, NULL);
+        chained(c, q->order + at, rows, NULL);
         for (ptrdiff_t v = 0; v < nv; v++)
             if (r->take[BY_CHAIN][v])
                 n[PRODUCT].underflow += AT_LEVEL(c->p->level, underflows)(m, q->order + at, rows, r->columns + v);
@@ -231,8 +246,7 @@ static void some_rows(void *call, int part, int parts) {
     else if (by_codes(c))
         counted_chain(c, from, from + count, n);
     else if (c->way == BY_CHAIN)
-        AT_LEVEL(p->level, dot_chain)(m, &q->chain, order, count, r->x, c->sums, pitch, take, nv,
-                                      c->underflows ? &n[PRODUCT].underflow : NULL);
+        chained(c, order, count, c->underflows ? &n[PRODUCT].underflow : NULL);
     else if (c->way == BY_WIDE || c->way == BEYOND)
         AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, order, count, r->x, c->sums, pitch, take, nv, r->keys, first_sub,
                                      watching[c->way], n);
@@ -354,6 +368,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             }
             held = o;
         }
+        const fmt *f = p->unit[q->order[0] & 3].place;
+        const int fixed = f[PRODUCT].kind == FIXED && f[TREE].kind == FIXED && f[ACCUMULATOR].kind == FIXED;
         int any[WAYS] = {0}, exact_products = 1;
         for (ptrdiff_t v = 0; v < nv; v++) {
             float top, least;
@@ -361,12 +377,12 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             double *b = bound + v * p->groups + g;
             const int within = finite && q->part[which] * top <= q->tree_limit;
             *b = within ? *b + q->norm[which] * top : INFINITY; /* the accumulator may be infinite afterwards */
-            const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
-            const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS;
-            const int by_chain = narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
+            const int lanes = q->low[which] * least >= q->least_product, safe = *b <= q->limit;
+            const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS || q->path == BY_HALVES;
+            const int by_chain = finite && narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
             const int single = q->path != BY_WIDE && lanes && q->part[which] * top <= q->lanes_limit;
             const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
-                             : !finite || !(q->part[which] < INFINITY) ? BY_EXACT
+                             : fixed && !(finite && q->part[which] < INFINITY) ? BY_EXACT
                              : q->path == BY_WIDE && within            ? BY_WIDE
                              : !single                                 ? BEYOND
                              : !within                                 ? LIMITED
@@ -380,7 +396,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         for (int way = 0; way < WAYS; way++) {
             if (!any[way]) continue;
             call.way = way;
-            call.underflows = way == BY_CHAIN && p->counted && !exact_products;
+            call.underflows = way == BY_CHAIN && p->counted && !exact_products && q->chain.product > 0;
             multiplied(&call);
         }
     }

@@ -17,7 +17,7 @@ typedef struct {
     int block, max_exp;  /* BLOCKED */
 } operand;
 
-enum { BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE, BY_PAIRS };
+enum { BY_CHAIN, BY_GENERAL, BY_EXACT, BY_INTEGERS, BY_WIDE, BY_PAIRS, BY_HALVES };
 
 enum { PARTIAL = PLACES, INPUT, COUNTED }; /* further places that are counted */
 

@@ -27,7 +27,7 @@ cdef extern from * nogil:
     #define epur_fixed_blocks(level, ...) EPUR_ROUND(level, round_fixed_blocks, __VA_ARGS__)
     """
     int epur_best()
-    const char *epur_levels[5]
+    const char *epur_levels[6]
     ctypedef struct epur_float:
         int exponent_bits, mantissa_bits, subnormals, over
         float max

@@ -402,4 +402,23 @@ static inline simde__m512 portable_pairs(simde__m512 s, simde__m512i a, simde__m
 #define _mm512_cvtne2ps_pbh(high, low) portable_to_bf16(high, low)
 #define _mm512_dpbf16_ps(s, a, b) portable_pairs(s, a, b)
 
+/* fp16, which SIMDe leaves to the machine: in float32 first, which is exact for products and innocuous for sums. */
+#define __m512h simde__m512i
+#define _mm512_castsi512_ph(a) (a)
+#define _mm512_castph_si512(a) (a)
+#define _mm512_castsi512_si256(a) simde_mm512_castsi512_si256(a)
+#define _mm512_extracti64x4_epi64(a, at) simde_mm512_extracti64x4_epi64(a, at)
+#define HALVES_OF(name, operation)                                                                  \
+    static inline __m512h name(__m512h a, __m512h b) {                                              \
+        const simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);  \
+        simde__m512i_private r;                                                                     \
+        for (int i = 0; i < 32; i++)                                                                \
+            r.u16[i] = _cvtss_sh(_cvtsh_ss(x.u16[i]) operation _cvtsh_ss(y.u16[i]), 0);             \
+        return simde__m512i_from_private(r);                                                        \
+    }
+HALVES_OF(portable_mul_ph, *)
+HALVES_OF(portable_add_ph, +)
+#define _mm512_mul_ph(a, b) portable_mul_ph(a, b)
+#define _mm512_add_ph(a, b) portable_add_ph(a, b)
+
 #endif
