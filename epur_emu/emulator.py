@@ -36,6 +36,9 @@ from epur_emu.version import __version__
 F32 = npt.NDArray[np.float32]
 R = TypeVar("R")
 
+#: Weights of a network that is packed whole, whatever it takes: some megabytes.
+SMALL = 2**22
+
 
 @dataclass(frozen=True)
 class LayerStats:
@@ -102,7 +105,8 @@ class Engine:
         Is shown what goes through the passes; float32 only.
     keep : bool
         Whether weights stay packed for further sequences; else those of a pass are there only while it
-        runs, which takes less memory and suits a single sequence.
+        runs, and of a layer that is most of its network W_x only in part, which takes less memory and
+        suits a single sequence.
 
     Raises
     ------
@@ -255,7 +259,8 @@ class Engine:
                     h, c = next(states)
                     h, c = self._checked(p, h, "initial h", 1), self._checked(p, c, "initial c", 1)
                 jobs.append((p, checked, h, c, -(-threads // len(layer))))
-            x = np.concatenate(self._in_threads(self._pass, jobs, threads), -1)
+            found = self._in_threads(self._pass, jobs, threads)
+            x = np.concatenate(found, -1) if len(found) > 1 else np.ascontiguousarray(found[0])
             out.append(x)
         return out
 
@@ -335,13 +340,21 @@ class Engine:
         return {p.name: self._pack(p) for p in self.network.passes}
 
     def _packed_pass(self, p: LstmLayer) -> PackedPass:
-        return self._packed[p.name] if self.keep else self._pack(p)
+        return self._packed[p.name] if self.keep else self._pack(p, p.name not in self._large)
 
-    def _pack(self, p: LstmLayer) -> PackedPass:
+    @cached_property
+    def _large(self) -> set[str]:
+        """Passes of layers that are most of a network, unless that is small."""
+        weights = [sum(p.w_x.size + p.w_h.size for p in layer) for layer in self.network.layers]
+        most = max(sum(weights) / 2, SMALL)
+        layers = zip(self.network.layers, weights, strict=True)
+        return {p.name for layer, size in layers if size > most for p in layer}
+
+    def _pack(self, p: LstmLayer, whole: bool = True) -> PackedPass:
         fed = not self.network.host_between and p not in self.network.layers[0]
         number = self.network.passes.index(p)
         packed = PackedPass.of(
-            p, self.arithmetic, self.alpha or {}, number, self._level, self.count, fed
+            p, self.arithmetic, self.alpha or {}, number, self._level, self.count, fed, whole
         )
         self._weight_counts[p.name] = packed.weight_counts
         return packed

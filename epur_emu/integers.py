@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 try:
     from epur_emu._kernels import integer as kernels
+    from epur_emu._kernels import packing
 except ImportError as error:
     raise ImportError(
         f"the kernels are not built in {__package__} at {os.path.dirname(__file__)}: "
@@ -90,15 +91,27 @@ def scales(
 
 
 def _magnitudes(w: npt.ArrayLike) -> F64:
-    matrix = np.asarray(w)
-    rows = np.zeros(matrix.shape[:2])
-    some = max(PART // max(matrix.shape[2], 1), 1)
-    for gate, start in np.ndindex(len(matrix), -(-matrix.shape[1] // some)):
-        part = slice(start * some, (start + 1) * some)
-        with np.errstate(invalid="ignore"):  # signalling not-a-number
-            magnitudes = np.abs(matrix[gate, part].astype(np.float32))
-        rows[gate, part] = magnitudes.max(-1, initial=0.0, where=np.isfinite(magnitudes))
-    return rows
+    return np.stack([magnitudes(gate, level_number()) for gate in np.asarray(w)]).astype(np.float64)
+
+
+def magnitudes(values: npt.NDArray[Any], level: int) -> F32:
+    """Largest finite magnitude of each row (rows, I), taken as float32; 0 if there is none."""
+    top = np.zeros(len(values), np.float32)
+    if values.size:
+        packing.magnitudes(level, _numbers(values), top)
+    return top
+
+
+def halves(values: npt.NDArray[np.float16]) -> npt.NDArray[np.uint16]:
+    """The codes of float16 values, contiguous."""
+    return np.require(values, requirements=["C", "A"]).view(np.uint16)
+
+
+def _numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows as the kernels take them: float16's codes, or float32."""
+    if values.dtype == np.float16:
+        return halves(values)
+    return np.require(values, np.float32, ["C", "A"])
 
 
 def _alpha(name: str, value: float) -> float:
@@ -106,54 +119,6 @@ def _alpha(name: str, value: float) -> float:
     if not 0.0 < alpha < np.inf:
         raise FormatError("linear format", name, f"is {value}", "give a positive finite number")
     return alpha
-
-
-def weight_codes(
-    w: npt.ArrayLike,
-    format: LinearFormat,
-    scale: F64,
-    alpha: float = 1.0,
-    counts: Counts | None = None,
-) -> Codes:
-    """Codes of a weight matrix: ``rne(w alpha / s)``, clipped to +-L; 0 for not-a-number.
-
-    Parameters
-    ----------
-    w : float array of shape (4, H, I)
-        Taken as float32.
-    format : LinearFormat
-    scale : float64 array of shape (4, H)
-        As `scales` gives it.
-    alpha : float
-        Largest magnitude of the matrix's inputs, taken as float32.
-    counts : Counts, optional
-        Added to.
-
-    Returns
-    -------
-    int16 array of shape (4, H, I)
-
-    Notes
-    -----
-    ``w alpha`` has 48 bits and is exact in float64; its quotient by the 21 bits of s, if not a tie, lies at
-    least 2**-49 of its size off every tie, so that rounding it to float64 first changes nothing.
-
-    Raises
-    ------
-    FormatError
-        alpha is not positive and finite.
-    """
-    with np.errstate(invalid="ignore"):  # signalling not-a-number
-        values = np.asarray(w, np.float32).astype(np.float64)
-    values *= _alpha("alpha", alpha)
-    values /= scale[..., None]
-    values[np.isnan(values)] = 0.0
-    whole = np.rint(values)
-    codes = whole.clip(-format.max, format.max)
-    if counts is not None:
-        counts.saturation += int(np.count_nonzero(codes != whole))
-        counts.underflow += int(np.count_nonzero((whole == 0.0) & (values != 0.0)))
-    return codes.astype(np.int16)
 
 
 def input_codes(
@@ -244,50 +209,66 @@ class IntegerMatrix:
         FormatError
             A code is beyond the weight's format, or the shape is another.
         """
+        _check_codes("weight codes", codes, weight.max)
         if codes.ndim != 3 or len(codes) != GATES:
             raise FormatError("weight codes", "shape", f"is {codes.shape}", "give (4, H, I)")
-        _, cells, inputs = codes.shape
-        parts = ((gate, 0, codes[gate]) for gate in range(GATES))
-        return cls.gather(cells, inputs, weight, input, parts)
+        return cls.of(codes.astype(np.float32), weight, input, np.ones(codes.shape[:2]))
 
     @classmethod
-    def gather(
-        cls, cells: int, inputs: int, weight: LinearFormat, input: LinearFormat,
-        parts: Iterable[tuple[int, int, npt.NDArray[np.integer[Any]]]],
+    def of(
+        cls, w: npt.NDArray[Any], weight: LinearFormat, input: LinearFormat, scale: F64, alpha: float = 1.0,
+        members: Sequence[int] = range(GATES), counts: Counts | None = None, level: int | None = None,
     ) -> IntegerMatrix:  # fmt: skip
-        """The same from some rows at a time, so that no more of them are ever there in another order.
+        """Codes of a weight matrix: ``rne(w alpha / s)``, clipped to +-L; 0 for not-a-number.
 
         Parameters
         ----------
-        parts : iterable of (gate, first row, codes (rows, inputs))
-            The first row is a multiple of 16, and no row comes twice; codes of others are 0.
+        w : float array of shape (4, H, I)
+            Taken as float32.
+        weight, input : LinearFormat
+        scale : float64 array of shape (4, H)
+            As `scales` gives it.
+        alpha : float
+            Largest magnitude of the matrix's inputs, taken as float32.
+        members : sequence of int
+            Gates to take; the others' codes are 0.
+        counts : Counts, optional
+            Added to.
+        level : int, optional
+            Number of a CPU level; all give the same codes.
+
+        Notes
+        -----
+        ``w alpha`` has 48 bits and is exact in float64; its quotient by the 21 bits of s, if not a tie, lies at
+        least 2**-49 of its size off every tie, so that rounding it to float64 first changes nothing.
 
         Raises
         ------
         FormatError
-            A code is beyond the weight's format.
+            alpha is not positive and finite.
         """
+        _, cells, inputs = w.shape
         blocks, padded = -(-cells // LANES), -(-inputs // SUB_VECTOR) * SUB_VECTOR
         narrow = max(weight.max, input.max) <= NARROW
-        group, kind = (4, np.int8) if narrow else (2, np.int16)
-        packed = aligned_zeros((blocks, padded // group, GATES, LANES, group), kind)
-        firsts = range(0, padded, kernels.BLOCK)
-        energy = np.zeros((len(firsts), blocks))
-        for gate, start, codes in parts:
-            _check_codes("weight codes", codes, weight.max)
-            some = -(-len(codes) // LANES)
-            place = slice(start // LANES, start // LANES + some)
-            full = np.zeros((some * LANES, padded), kind)
-            full[: len(codes), :inputs] = codes
-            grouped = full.reshape(some, LANES, -1, group)
-            packed[place, :, gate] = grouped.swapaxes(1, 2)
-            for n, first in enumerate(firsts):
-                squares = np.square(full[:, first : first + kernels.BLOCK], dtype=np.float64).sum(-1)
-                top = squares.reshape(some, LANES).max(-1)
-                energy[n, place] = np.maximum(energy[n, place], top)
-        return cls(
-            packed.reshape(-1).view(np.uint8), energy.reshape(-1), cells, padded, weight.max, input.max
-        )
+        packed = aligned_zeros((blocks * padded * GATES * LANES * (1 if narrow else 2),), np.uint8)
+        energy = np.zeros((-(-padded // kernels.BLOCK), blocks))
+        seen, factor = np.zeros(2, np.int64), _alpha("alpha", alpha)
+        number = level_number() if level is None else level
+        some = len(packed) // blocks
+        scale = np.require(scale, np.float64, ["C", "A"])
+        for gate in members:
+            # A few rows that must be converted: more would only cost memory.
+            rows = cells if w.dtype == np.float16 else max(PART // inputs // LANES, 1) * LANES
+            for start in range(0, cells, rows):
+                part, block = slice(start, start + rows), start // LANES
+                packing.pack_codes(
+                    number, _numbers(w[gate, part]), scale[gate, part], factor, weight.max, narrow,
+                    packed[block * some + gate * CACHE_LINE :], energy, block, seen,
+                )  # fmt: skip
+        if counts is not None:
+            counts.saturation += int(seen[0])
+            counts.underflow += int(seen[1])
+        return cls(packed, energy.reshape(-1), cells, padded, weight.max, input.max)
 
     @property
     def blocks(self) -> int:

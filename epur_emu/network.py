@@ -19,6 +19,18 @@ GATES = ("i", "f", "g", "o")
 
 Floats = npt.NDArray[np.floating]
 
+#: Weights that are converted at a time.
+PART = 2**16
+
+
+def _largest(values: Floats) -> np.float32:
+    """The largest magnitude, or infinity or not-a-number if there are such."""
+    if values.dtype != np.float16:
+        return np.float32(np.abs(values).max())
+    # The order of codes is that of magnitudes; numpy is slow at half precision.
+    code = int((np.ascontiguousarray(values).view(np.uint16) & np.uint16(0x7FFF)).max())
+    return np.float32(np.nan if code > 0x7C00 else np.uint16(code).view(np.float16))
+
 
 @dataclass(frozen=True, eq=False)
 class LstmLayer:
@@ -94,11 +106,22 @@ class LstmLayer:
                 continue
             owners = (0, 1, 3) if field == "peepholes" else range(4)
             for gate, values in zip(owners, array, strict=True):
-                used = values if rounded is None else rounded(gate, values.astype(np.float32))
-                finite = np.isfinite(used)
-                if finite.all():
+                rows = np.atleast_2d(values)
+                some = max(PART // rows.shape[1], 1)  # a few rows: all would take memory
+                for start in range(0, len(rows), some):
+                    part = rows[start : start + some]
+                    top = _largest(part)
+                    ends = np.array([-top, top], np.float32)
+                    if np.isfinite(ends if rounded is None else rounded(gate, ends)).all():
+                        continue  # as no rounding takes a smaller value farther
+                    part = part.astype(np.float32)
+                    finite = np.isfinite(part if rounded is None else rounded(gate, part))
+                    if not finite.all():
+                        break
+                else:
                     continue
                 index = [int(n) for n in np.argwhere(~finite)[0]]
+                index = [start + index[0], index[1]] if values.ndim == 2 else index[1:]
                 raise NetworkError(
                     self.name,
                     f"{field}, gate {GATES[gate]}, index {index}",

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 try:
     from epur_emu._kernels import lstm as kernels
+    from epur_emu._kernels import packing
 except ImportError as error:
     raise ImportError(
         f"the kernels are not built in {__package__} at {os.path.dirname(__file__)}: "
@@ -43,9 +44,10 @@ from epur_emu.integers import (
     PART,
     IntegerMatrix,
     aligned_zeros,
+    halves,
+    magnitudes,
     multipliers,
     scales,
-    weight_codes,
 )
 from epur_emu.network import LstmLayer
 from epur_emu.rounding import Counts, mix, quantise, round_to
@@ -62,6 +64,12 @@ LANES = 16
 #: Time steps whose forward products share one reading of the weights; most of them for integers, whose
 #: products take less time than a reading.
 BLOCK, MOST = 32, 128
+
+#: Parts of W_x that are packed one after the other where it is not kept.
+PORTIONS = 8
+
+#: Sums of a gate that MWL stores at a time: more would only cost memory.
+STORED = 2**14
 
 #: Places in the order in which the kernels count them.
 COUNTED = (
@@ -209,82 +217,88 @@ def _within(a: Plain, b: Plain) -> bool:
 
 @dataclass
 class _Matrix:
-    """``matrix`` of `lstm_api.h` in the making, and the bounds of its rows and sub-vectors.
+    """W_x or W_h (4, H, I) of the gates `members`, on its way to ``matrix`` of `lstm_api.h`."""
 
-    Rows are added a few at a time, so that no more of them are ever there as float32.
-    """
-
-    cells: int
-    inputs: int
+    matrix: npt.NDArray[Any]
+    members: Sequence[int]
+    arithmetic: Arithmetic
     store: int
-    codes: npt.NDArray[Any]
-    norm: float = 0.0
-    part: float = 0.0
-    low: float = np.inf
+    drop: int | None  # bits to round off imported float16, or None: by `round_to`
+    level: int
+    tops: list[F32 | None]
+    bounds: F64
+    codes: npt.NDArray[Any] | None = None
 
-    @classmethod
-    def of(cls, cells: int, inputs: int, store: int) -> _Matrix:
-        blocks, subs = -(-cells // LANES), -(-inputs // LANES)
-        dtype = (np.float16, np.uint16, np.float32, np.uint16)[store]
-        shape = (blocks * 4 + 1, subs * LANES, LANES)
-        return cls(cells, inputs, store, aligned_zeros(shape, dtype))
+    @property
+    def subs(self) -> int:
+        """Sub-vectors of a row."""
+        return -(-int(self.matrix.shape[2]) // LANES)
 
-    def add(self, gate: int, start: int, values: F32) -> bool:
-        """Take in a gate's rows from `start`, a multiple of 16, unless the store can't hold them."""
-        bits = values.view(np.uint32)
-        with np.errstate(all="ignore"):
-            finite = bool(np.isfinite(values).all())
-            if self.store == HALF and not (finite and _same(values.astype(np.float16), values)):
-                return False
-            if self.store in (TOP, PAIRED) and not (finite and not (bits & 0xFFFF).any()):
-                return False
-            sizes = np.abs(values)
-            parts = np.add.reduceat(sizes, np.arange(0, self.inputs, LANES), -1, np.float64)
-            norm, most = float(parts.sum(-1).max(initial=0.0)), float(parts.max(initial=0.0))
-            self.norm, self.part = (
-                (max(self.norm, norm), max(self.part, most)) if finite else (np.inf, np.inf)
-            )
-            self.low = min(self.low, float(sizes.min(where=sizes > 0, initial=np.inf)))
-        for first in range(0, len(values), LANES):
-            rows = slice(first, first + LANES)
-            part = bits[rows] >> 16 if self.store in (TOP, PAIRED) else values[rows]
-            row = self.codes[(start + first) // LANES * 4 + gate]
-            row[: self.inputs, : len(part)] = part.T
-            if self.store == PAIRED:
-                pairs = row.view(np.uint32).reshape(-1, LANES, LANES // 2)
-                pairs[:] = pairs.swapaxes(1, 2).reshape(pairs.shape)
+    @property
+    def blocks(self) -> int:
+        """Blocks of neurons."""
+        return -(-int(self.matrix.shape[1]) // LANES)
+
+    def room(self, blocks: int) -> npt.NDArray[Any]:
+        """Zeros for the codes of so many blocks, and for the row after them."""
+        dtype = np.float32 if self.store == WIDE else np.uint16
+        return aligned_zeros((blocks * 4 + 1, self.subs * LANES, LANES), dtype)
+
+    def put(
+        self, codes: npt.NDArray[Any] | None, begin: int, end: int, counts: Counts | None = None
+    ) -> bool:
+        """Rows of some blocks into codes, or only looked at; False if the store can't hold them."""
+        a = self.arithmetic
+        for n, top in zip(self.members, self.tops, strict=True):
+            gate = self.matrix[n, begin * LANES : end * LANES]
+            for part in _parts(gate) if self.drop is None else [slice(0, len(gate))]:
+                rows, to = gate[part], None
+                direct = self.drop is not None
+                values = halves(rows) if direct else _weights(rows, a, top, counts, self.level)
+                if codes is not None:
+                    to = codes[part.start // LANES * 4 + n :].reshape(-1).view(np.uint8)
+                if not packing.pack_rows(
+                    self.level, values, self.drop or 0, self.store, to, self.bounds
+                ):
+                    return False
         return True
 
     @property
     def fields(self) -> tuple[Any, ...]:
-        """Flat array, store, rows, sub-vectors, and the bounds."""
-        rows, inputs, _ = self.codes.shape
-        flat = self.codes.reshape(-1)
-        flat = flat.view(np.uint16) if self.store == HALF else flat
-        return flat, self.store, rows - 1, inputs // LANES, self.norm, self.part, self.low
+        """Flat array or None, store, rows, sub-vectors, and the bounds."""
+        flat = None if self.codes is None else self.codes.reshape(-1)
+        return flat, self.store, self.blocks * 4, self.subs, *self.bounds.tolist()
 
 
-def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    return bool((a == b).all())
+def _dropped(f: Format) -> int | None:
+    """How many bits of finite float16 values, as float32, are rounded off; None if that is not all."""
+    if not isinstance(f, FloatFormat):
+        return None
+    if _holds(f, FP16):
+        return 0
+    return 23 - f.mantissa_bits if f.exponent_bits == 8 and f.mantissa_bits else None
 
 
 def _packed(
-    matrix: npt.NDArray[Any], members: Sequence[int], a: Arithmetic, stores: Sequence[int], counts: Counts
-) -> tuple[Any, ...]:  # fmt: skip
-    """The gates `members` of a matrix (4, H, I) in the first of `stores` that holds them; others are 0."""
-    _, cells, inputs = matrix.shape
-    for store in stores:
-        packed, seen = _Matrix.of(cells, inputs, store), Counts()
-        if all(
-            packed.add(n, part.start, _weights(matrix[n, part], a, top, seen))
-            for n in members
-            for top in [_top(matrix[n], a)]
-            for part in _parts(matrix[n])
-        ):
+    matrix: npt.NDArray[Any], members: Sequence[int], a: Arithmetic, stores: Sequence[int], counts: Counts,
+    level: int, whole: bool,
+) -> _Matrix:  # fmt: skip
+    """The gates `members` of a matrix (4, H, I) in the first of `stores` that holds them; others are 0.
+
+    Unless `whole`, there are no codes yet, only bounds and counts.
+    """
+    tops = [_top(matrix[n], a, level) for n in members]
+    drop = _dropped(a.weight) if matrix.dtype == np.float16 else None
+    drops = (None,) if drop is None else (drop, None)
+    for way, store in [(way, store) for way in drops for store in stores]:
+        bounds, seen = np.array([0.0, 0.0, np.inf]), Counts()
+        packed = _Matrix(matrix, members, a, store, way, level, tops, bounds)
+        packed.codes = packed.room(packed.blocks) if whole else None
+        if packed.put(packed.codes, 0, packed.blocks, seen):
             break
     for event in EVENTS:
         setattr(counts, event, getattr(counts, event) + getattr(seen, event))
-    return packed.fields
+    return packed
 
 
 def _blocked(vectors: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
@@ -319,28 +333,26 @@ def _parts(matrix: npt.NDArray[Any]) -> list[slice]:
     return [slice(k, min(k + some, rows)) for k in range(0, rows, some)]
 
 
-def _tops(values: npt.NDArray[Any]) -> F32:
-    """Largest finite magnitude of each row (H, I), (H, 1); 0 if there is none."""
-    v = np.asarray(values, np.float32)
-    with np.errstate(invalid="ignore"):  # a signalling not-a-number
-        top: F32 = np.abs(v).max(-1, keepdims=True, initial=0.0, where=np.isfinite(v))
-    return top
-
-
-def _top(matrix: npt.NDArray[Any], a: Arithmetic) -> F32 | None:
+def _top(matrix: npt.NDArray[Any], a: Arithmetic, level: int) -> F32 | None:
     """A gate's largest magnitude where its rows' codes share one."""
     if not isinstance(a.weight, LinearFormat) or a.weight.per_row:
         return None
-    top: F32 = np.max([_tops(matrix[part]).max() for part in _parts(matrix)], keepdims=True)
+    top: F32 = magnitudes(matrix, level).max(keepdims=True)
     return top[:, None]
 
 
-def _weights(values: npt.NDArray[Any], a: Arithmetic, top: F32 | None, counts: Counts) -> F32:
+def _weights(
+    values: npt.NDArray[Any], a: Arithmetic, top: F32 | None, counts: Counts | None, level: int
+) -> F32:
     """Rows of one gate (rows, I) as the multiplier takes them; top: as `_top` has it."""
-    v = np.asarray(values, np.float32)
+    v = _scratch("weights", values.shape, np.float32)
+    if values.dtype == np.float16:
+        packing.widened(level, halves(values).reshape(-1), v.reshape(-1))
+    else:
+        v[...] = values
     if not isinstance(a.weight, LinearFormat):
-        return round_to(v, a.weight, counts=counts)
-    top = _tops(v) if top is None else top
+        return round_to(v, a.weight, counts=counts, out=v)
+    top = magnitudes(v, level)[:, None] if top is None else top
     top = np.where(top > 0, top, np.float32(1))
     with np.errstate(invalid="ignore"):
         codes = quantise(v, a.weight, top, counts).astype(np.float64)
@@ -481,11 +493,12 @@ class PackedPass:
     counted: bool
     weight_counts: Counts
     gates: tuple[Arithmetic, ...]
+    streamed: tuple[_Matrix, ...] = ()  # each group's W_x, if it is packed only as it is needed
 
     @classmethod
     def of(
         cls, layer: LstmLayer, arithmetic: Arithmetic, alpha: Mapping[str, float], index: int, level: int,
-        counted: bool, reads_layer: bool,
+        counted: bool, reads_layer: bool, whole: bool = True,
     ) -> PackedPass:  # fmt: skip
         """Round and rearrange a layer's weights.
 
@@ -500,6 +513,9 @@ class PackedPass:
             Whether underflows in the DPU are counted.
         reads_layer : bool
             Whether the pass reads another layer's outputs only.
+        whole : bool
+            Whether W_x is packed once and kept. Else `sequence` packs some neurons at a time, again for
+            every block of time steps, and there is no `step`; integers are kept all the same.
 
         Raises
         ------
@@ -511,10 +527,11 @@ class PackedPass:
         blocks, subs = -(-layer.cells // LANES), -(-layer.inputs // LANES)
         ranges = _ranges(layer.name, gates, alpha, reads_layer)
         distinct = list(dict.fromkeys(_dpu(a) for a in gates))
+        whole |= any(a.integer for a in gates)
         groups = []
         for key in distinct:
             members = [n for n, a in enumerate(gates) if _dpu(a) == key]
-            group = _group(layer, gates, members, ranges, blocks, counted, level, counts)
+            group = _group(layer, gates, members, ranges, blocks, counted, level, counts, whole)
             form = gates[members[0]].input
             group["counts_input"] = form not in [gates[k].input for k in range(members[0])]
             groups.append(group)
@@ -548,6 +565,7 @@ class PackedPass:
         return cls(
             layer, arithmetic, alpha, compiled, tuple(PATHS[g["path"]] for g in groups), len(groups),
             any("codes" in g for g in groups), counted, counts, gates,
+            () if whole else tuple(g["w_x"] for g in groups),
         )  # fmt: skip
 
     @property
@@ -599,40 +617,75 @@ class PackedPass:
         out = np.empty((len(x), self.width), np.float32)
         state = self.state(h, self.gates[3].output)
         cell = self.state(c, self.gates[2].cell)
-        block = self._block(len(x))
-        starts = list(range(0, len(x), block))
-        if self.layer.reverse:
-            starts.reverse()
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
         with _crew(min(threads, self.width // LANES)) as (crew, parts):
-            room = _scratch("room", (self.compiled.room(block, parts),), np.int8)
+            block = self._block(len(x), parts)
+            part = min(block, BLOCK) if self.streamed else block
+            rooms = _scratch("room", (-(-block // part), self.compiled.room(part, parts)), np.int8)
+            starts = list(range(0, len(x), block))
+            if self.layer.reverse:
+                starts.reverse()
+            codes = self._portion()
             for start in starts:
                 values, results = x[start : start + block], out[start : start + block]
-                sums = self._arrays(len(values))
-                self.compiled.forward(values, *sums, start, 1, seen, raised, crew, room)
+                sums, isums, bound = self._arrays(len(values))
+                some = [slice(k, k + part) for k in range(0, len(values), part)]
+                for _ in self._forward_weights(codes):
+                    for k, room in zip(some, rooms, strict=False):
+                        self.compiled.forward(
+                            values[k], sums[k], isums, bound[k], start + k.start, 1, seen, raised, crew, room
+                        )  # fmt: skip
                 if separate:
-                    if sums[1] is not None:
-                        self.compiled.convert(sums[0], sums[1], start, seen)
-                    self._store(sums[0], seen)
+                    if isums is not None:
+                        self.compiled.convert(sums, isums, start, seen)
+                    few = max(STORED // self.width, 1)
+                    for first in range(0, len(values), few):
+                        self._store(sums[first : first + few], seen)
                 self.compiled.recurrent(
-                    *sums, separate, state, cell, results, self.layer.reverse, start, seen, raised, crew,
-                    room,
+                    sums, isums, bound, separate, state, cell, results, self.layer.reverse, start, seen,
+                    raised, crew, rooms[0],
                 )  # fmt: skip
         self._taken(seen, int(raised[0]), counts)
         cells = self.layer.cells
         return out[:, :cells], cell[:cells]
 
-    def _block(self, steps: int) -> int:
-        """Time steps of a block: equal parts, integers' sums no more than a quarter of 16-bit weights."""
-        most = BLOCK
+    def _portion(self) -> list[npt.NDArray[Any]]:
+        """Room for the part of each group's W_x that is packed at a time: fours of blocks, padded by no row."""
+        return [m.room(-(-m.blocks // PORTIONS // 4) * 4) for m in self.streamed]
+
+    def _forward_weights(self, codes: list[npt.NDArray[Any]]) -> Iterator[None]:
+        """W_x in the kernels' hands: the whole, or some blocks of neurons after others, in `_portion`."""
+        if not codes:
+            yield
+            return
+        blocks, some = self.width // LANES, len(codes[0]) // 4
+        for begin in range(0, blocks, some):
+            end = min(begin + some, blocks)
+            for m, to in zip(self.streamed, codes, strict=True):
+                m.put(to, begin, end)
+                to[(end - begin) * 4] = 0
+            self.compiled.lend([to.reshape(-1).view(np.uint8) for to in codes], begin, end)
+            yield
+
+    def _block(self, steps: int, parts: int) -> int:
+        """Time steps of a block: equal parts.
+
+        Sums of integers take no more than a quarter of 16-bit weights. Where W_x is packed anew for each
+        block, this has as many steps as take, with their rooms, three quarters of a 16-bit W_x.
+        """
+        cells, inputs, most = self.layer.cells, self.layer.inputs, BLOCK
         if self.integers:
-            most = min(max((self.layer.inputs + self.layer.cells) // 16, BLOCK), MOST)
+            most = min(max((inputs + cells) // 16, BLOCK), MOST)
+        elif self.streamed:
+            each = BLOCK * 16 * self.width + self.compiled.room(BLOCK, parts)
+            most = max(6 * cells * inputs // each, 1) * BLOCK
         return -(-steps // -(-steps // most)) if steps else 1
 
     def step(
         self, x: npt.ArrayLike, h: npt.ArrayLike, c: npt.ArrayLike, counts: I64, index: int
     ) -> tuple[F32, F32]:
         """One time step of N independent states: x (N, I), h and c (N, H) to h and c."""
+        assert not self.streamed
         x = np.require(x, np.float32, ["C", "A"])
         sums, isums, bound = self._arrays(len(x))
         seen, raised = np.zeros((len(COUNTED), len(EVENTS) + 1), np.int64), np.full(1, -1, np.int64)
@@ -719,7 +772,7 @@ def _partial_alpha(name: str, alpha: Mapping[str, float]) -> float:
 
 def _group(
     layer: LstmLayer, gates: Sequence[Arithmetic], members: Sequence[int], ranges: tuple[float, float],
-    blocks: int, counted: bool, level: int, counts: Counts,
+    blocks: int, counted: bool, level: int, counts: Counts, whole: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of ``group`` of `pass.h` for the gates `members`, which share their DPU's arithmetic."""
     a = gates[members[0]]
@@ -727,7 +780,7 @@ def _group(
     order = np.array(rows + [blocks * 4] * (-len(rows) % 4), np.int32)
     group: dict[str, Any] = {"order": order, "real": len(rows)}
     if a.integer:
-        return group | _integer_group(layer, a, members, ranges, counts)
+        return group | _integer_group(layer, a, members, ranges, level, counts)
     places = (a.product, a.tree, a.accumulator)
     steps = [_within(a.product, a.tree), _within(a.tree, a.tree), _within(a.tree, a.accumulator),
              _within(a.accumulator, a.accumulator)]  # fmt: skip
@@ -756,9 +809,12 @@ def _group(
     if path == BY_CHAIN and _halves(a, operands, level):
         path = BY_HALVES
     stores = (PAIRED, WIDE) if path == BY_PAIRS else (HALF, TOP, WIDE)
-    packed = [_packed(matrix, members, a, stores, counts) for matrix in (layer.w_x, layer.w_h)]
+    packed = [
+        _packed(matrix, members, a, stores, counts, level, kept)
+        for matrix, kept in ((layer.w_x, whole), (layer.w_h, True))
+    ]
     order_of = [2.0 ** (24 - _precision(f)) for f in places]
-    subs = sum(p[3] for p in packed)
+    subs = sum(p.subs for p in packed)
     # Near zero a rounding adds up to a unit, however small the value; without subnormals it is a relative one.
     units = [0.0 if isinstance(f, FloatFormat) and not f.subnormals else _unit(f) for f in places]
     step = 1 + 2.0 ** ((not a.rounding.startswith("nearest")) - min(map(_precision, places)))
@@ -782,7 +838,8 @@ def _group(
     normal = float(getattr(a.product, "min_normal", 0))
     product = 0.0 if a.product == FP32 or _exact_products(a, operands) else order_of[0]
     return group | {
-        "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
+        "path": path, "w": [p.fields for p in packed], "w_x": packed[0],
+        "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0], steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
@@ -886,22 +943,18 @@ def _lowest(f: Format) -> float:
 
 
 def _integer_group(
-    layer: LstmLayer, a: Arithmetic, members: Sequence[int], ranges: tuple[float, float], counts: Counts
+    layer: LstmLayer, a: Arithmetic, members: Sequence[int], ranges: tuple[float, float], level: int,
+    counts: Counts,
 ) -> dict[str, Any]:  # fmt: skip
     weight, given, wide = a.weight, a.input, a.accumulator
     assert isinstance(weight, LinearFormat)
     assert isinstance(given, LinearFormat)
     assert isinstance(wide, FixedFormat)
     s = scales(layer.w_x, layer.w_h, weight, *ranges)
-    codes = []
-    for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True):
-        parts = (
-            (n, part.start, weight_codes(matrix[n : n + 1, part], weight, s[n : n + 1, part], alpha, counts)[0])
-            for n in members
-            for part in _parts(matrix[n])
-        )  # fmt: skip
-        _, cells, inputs = matrix.shape
-        codes.append(IntegerMatrix.gather(cells, inputs, weight, given, parts))
+    codes = [
+        IntegerMatrix.of(matrix, weight, given, s, alpha, members, counts, level)
+        for matrix, alpha in zip((layer.w_x, layer.w_h), ranges, strict=True)
+    ]
     scale = _blocked(multipliers(s, given), np.float64)
     return {
         "path": BY_INTEGERS, "codes": codes, "width": [(wide.bits, _FIXED[wide.overflow])] * 4, "scale": scale,

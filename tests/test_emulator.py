@@ -22,8 +22,10 @@ from epur_emu import (
     Network,
     calibrate,
     emulate,
+    emulator,
     oracle,
 )
+from epur_emu import passes as emulator_passes
 from epur_emu.arithmetic import Override, arithmetic
 from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP16, FP32, MODES, FixedFormat, parse
@@ -564,6 +566,35 @@ def test_threads_that_share_neurons(a, path):
                 assert run.stats == one.stats
 
 
+STREAMED = [
+    *FAST[::3], *MIXED[3:6], *SEVERAL[-1:],
+    (replace(KEPT, overrides=(Override("pass", "g", (("input", parse("e4m3")),)),)), "inputs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "path"), STREAMED, ids=label)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_forward_weights_packed_in_portions(a, path, reverse, monkeypatch):
+    """The same bits and counts as with all weights packed: some blocks of steps, the last portion short."""
+    monkeypatch.setattr(emulator, "SMALL", 0)
+    monkeypatch.setattr(emulator_passes, "BLOCK", 4)
+    case = usual(13, inputs=40, cells=83, steps=21, reverse=reverse)
+    if reverse:
+        w = (case.layer.w_x.astype(np.float16), case.layer.w_h.astype(np.float16))
+        case = replace(case, layer=replace(case.layer, w_x=w[0], w_h=w[1]))
+    for order in ORDERS:
+        for count, threads in ((True, 1), (False, 1), (True, 3)):
+            options = {"count": count, "threads": threads}
+            kept = engine(case.layer, a, order, **options)
+            streams = engine(case.layer, a, order, keep=False, **options)
+            packed = streams._packed_pass(case.layer)
+            assert len(packed.streamed) == (path != "integers") * packed.groups
+            assert path == "integers" or 4 <= packed._block(21, 1) < 21
+            wanted = kept.sequence(case.x, [case.state])[0]
+            assert same_bits(streams.sequence(case.x, [case.state])[0], wanted)
+            assert streams.stats == kept.stats
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_threads_are_let_go(error, monkeypatch):
     case, before = usual(13, cells=70), active_count()
@@ -797,6 +828,11 @@ def test_bad_input_is_named():
         layer = LstmLayer(
             "l", weights, np.zeros((4, 3, 3), np.float16), np.zeros((4, 3), np.float16)
         )
+        Engine(Network("n", ((layer,),)), EPUR)
+    weights = np.zeros((4, 300, 300), np.float32)
+    weights[3, 299, 7] = 65520.0
+    with pytest.raises(NetworkError, match=r"w_h, gate o, index \[299, 7\] is 65520.0, not finite in fp16"):
+        layer = LstmLayer("l", weights[..., :2].copy(), weights, weights[..., 0].copy())
         Engine(Network("n", ((layer,),)), EPUR)
 
 

@@ -24,7 +24,6 @@ from epur_emu.integers import (
     multipliers,
     round_scale,
     scales,
-    weight_codes,
 )
 from epur_emu.rounding import Counts, quantise
 
@@ -58,6 +57,31 @@ def accumulate(codes, x, acc, accumulators):
                             a = min(max(a, low), high)
                 acc[v][gate][neuron] = a
     return acc, out, None if where is None else (where[0], where[2], where[3])
+
+
+def weight_codes(w, format, scale, alpha=1.0, counts=None):
+    """The definition in float64, which is exact enough: ``rne(w alpha / s)``, clipped, not-a-number as 0."""
+    with np.errstate(invalid="ignore"):
+        values = w.astype(np.float64) * float(np.float32(alpha)) / scale[..., None]
+    values[np.isnan(values)] = 0.0
+    whole = np.rint(values)
+    codes = whole.clip(-format.max, format.max)
+    if counts is not None:
+        counts.saturation += int(np.count_nonzero(codes != whole))
+        counts.underflow += int(np.count_nonzero((whole == 0.0) & (values != 0.0)))
+    return codes.astype(np.int16)
+
+
+def unpacked(matrix, inputs):
+    """Codes (4, H, I) of a packed matrix, and the sums of squares that its energy bounds."""
+    kind, group = (np.int8, 4) if matrix.narrow else (np.int16, 2)
+    packed = matrix.codes.view(kind).reshape(matrix.blocks, -1, 4, 16, group)
+    codes = packed.transpose(2, 0, 3, 1, 4).reshape(4, matrix.blocks * 16, -1)
+    assert not codes[:, matrix.cells :].any() and not codes[:, :, inputs:].any()
+    squares = np.square(codes.astype(np.float64)).reshape(4, matrix.blocks, 16, -1)
+    tops = [squares[..., k : k + 256].sum(-1).max((0, 2)) for k in range(0, matrix.inputs, 256)]
+    assert np.concatenate(tops).tolist() == matrix.energy.tolist()
+    return codes[:, : matrix.cells, :inputs]
 
 
 def to_rows(acc, blocks):
@@ -280,8 +304,8 @@ def test_scales_and_weight_codes(data, bits, per_row, alpha_x, alpha_h):
     a = {"x": Fraction(float(np.float32(alpha_x))), "h": Fraction(float(np.float32(alpha_h)))}
     counts, clipped, vanished = Counts(), 0, 0
     found = {
-        "x": weight_codes(w_x, form, s, alpha_x, counts),
-        "h": weight_codes(w_h, form, s, alpha_h, counts),
+        key: unpacked(IntegerMatrix.of(w, form, form, s, alpha, counts=counts), w.shape[2])
+        for key, w, alpha in (("x", w_x, alpha_x), ("h", w_h, alpha_h))
     }
     for gate in range(4):
         for row in range(2):
@@ -304,12 +328,36 @@ def test_scales_and_weight_codes(data, bits, per_row, alpha_x, alpha_h):
     assert counts == Counts(0, clipped, vanished)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from([1, 15, 16, 33, 256, 300, 530]),
+    st.integers(2, 16), st.sampled_from([np.float16, np.float32]), st.booleans(),
+    st.sampled_from([range(4), (1, 3), (2,)]), st.sampled_from(range(len(LEVELS))),
+)  # fmt: skip
+def test_packed_codes(seed, cells, inputs, bits, dtype, patterns, members, level):
+    """Any weights and shapes, at every level: the definition's codes, energies and counts."""
+    rng = np.random.default_rng(seed)
+    w = rng.normal(size=(4, cells, inputs)).astype(dtype)
+    if patterns:
+        whole = np.uint16 if dtype == np.float16 else np.uint32
+        w = rng.integers(0, 2 ** (8 * w.itemsize), w.shape, whole).view(dtype)
+    form = LinearFormat(bits, True)
+    s, alpha, counts, wanted = scales(w, w[:, :, :1], form, 0.7), 0.9, Counts(), Counts()
+    s *= rng.choice([0.25, 1.0, 2.0], s.shape)
+    found = IntegerMatrix.of(w, form, form, s, alpha, members, counts, level)
+    used = np.zeros_like(w)
+    used[list(members)] = w[list(members)]
+    assert np.array_equal(unpacked(found, inputs), weight_codes(used, form, s, alpha, wanted))
+    assert counts == wanted
+
+
 def test_weights_that_are_not_finite():
     w = np.array([np.nan, np.inf, -np.inf, 2.0, -0.5], np.float32) * np.ones((4, 1, 1), np.float32)
     s = scales(w, w[:, :, :1], LinearFormat(8))
     assert np.array_equal(s, np.full((4, 1), float(round_scale(2 / 127))))
     counts = Counts()
-    codes = weight_codes(w, LinearFormat(8), s, 1.0, counts)
+    form = LinearFormat(8)
+    codes = unpacked(IntegerMatrix.of(w, form, form, s, 1.0, counts=counts), 5)
     assert codes[0, 0].tolist() == [0, 127, -127, 127, -32]
     assert counts == Counts(0, 8, 0)
 

@@ -34,6 +34,9 @@ class Pass:
         mu: Mapping[str, Any] | None,
         output: tuple[Any, ...] | None,
     ) -> None: ...
+    def lend(
+        self, arrays: Sequence[npt.NDArray[np.uint8]], begin: int, end: int
+    ) -> None: ...
     def room(self, nv: int, parts: int = 1) -> int: ...
     def forward(
         self,

@@ -5,7 +5,7 @@ Cython, because the loops run over single rounded operations. Callers pass C-con
 ``pass.h`` states; nothing is checked or raised here.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
@@ -93,7 +93,7 @@ cdef extern from * nogil:
         const double *intercept
     ctypedef struct c_pass "pass":
         int level, counted, groups, integers
-        Py_ssize_t cells, blocks, subs_x
+        Py_ssize_t cells, blocks, subs_x, from_ "from", to
         unit unit[4]
         group group[4]
         const float *bias
@@ -216,6 +216,7 @@ cdef class Pass:
         memset(&self.p, 0, sizeof(c_pass))
         self.p.level, self.p.counted, self.p.groups = level, counted, len(groups)
         self.p.cells, self.p.blocks, self.p.subs_x, self.p.key = cells, blocks, subs_x, key
+        self.p.from_, self.p.to = 0, blocks
         for n in range(4):
             self.p.unit[n] = unit_of(units[n])
             self.kept.append(units[n])
@@ -292,7 +293,9 @@ cdef class Pass:
         g.limit, g.tree_limit, g.lanes_limit = values["limit"], values["tree_limit"], values["lanes_limit"]
         g.least_product = values["least_product"]
         for k, (array, store, rows, subs, norm, part, low) in enumerate(values["w"]):
-            if store == 2:
+            if array is None:
+                pass  # comes later, see `lend`
+            elif store == 2:
                 wide = array
                 g.w[k].w = &wide[0]
             else:
@@ -316,6 +319,15 @@ cdef class Pass:
         g.scale = &scale[0]
         if values["result"] is not None:
             g.in_lanes, g.result = 1, lanes_of(values["result"])
+
+    def lend(self, arrays, Py_ssize_t begin, Py_ssize_t end):
+        """W_x of the neurons of some blocks for `forward`: bytes of each group, which the caller keeps until then."""
+        cdef const unsigned char[::1] codes
+        cdef matrix *m
+        for n, array in enumerate(arrays):
+            codes, m = array, &self.p.group[n].w[0]
+            m.w = <const void *>(<uintptr_t>&codes[0] - begin * 4 * m.subs * 256 * (4 if m.store == 2 else 2))
+        self.p.from_, self.p.to = begin, end
 
     def room(self, Py_ssize_t nv, int parts=1):
         """Bytes of scratch that a call over nv vectors takes in so many threads."""

@@ -177,6 +177,7 @@ typedef struct {
     const pass *p;
     const group *q;
     const work *k;
+    ptrdiff_t begin, end; /* in the group's order */
     int which, way, underflows; /* the last: whether the chain's are counted */
     float *sums;
     int32_t *isums;
@@ -232,7 +233,8 @@ static void some_rows(void *call, int part, int parts) {
     const group *q = c->q;
     const room_t *r = c->k->room;
     const matrix *m = &q->w[c->which];
-    const ptrdiff_t from = share_of(q->count / 4, part, parts) * 4, count = share_of(q->count / 4, part + 1, parts) * 4 - from;
+    const ptrdiff_t all = (c->end - c->begin) / 4, from = c->begin + share_of(all, part, parts) * 4;
+    const ptrdiff_t count = c->begin + share_of(all, part + 1, parts) * 4 - from;
     const ptrdiff_t pitch = (p->blocks * 4 + 1) * 16, first_sub = c->which ? p->subs_x : 0, nv = c->k->nv;
     const int32_t *order = q->order + from;
     const uint8_t *take = r->take[c->way];
@@ -266,6 +268,9 @@ static void some_blocks(void *call, int part, int parts) {
                                     share_of(w->blocks, part + 1, parts), c->k->back, left, room);
 }
 
+/* Whether the room holds the operands still, from the call for the first blocks. */
+static int prepared(const pass *p, int which) { return !which && p->from && p->groups == 1; }
+
 /* Where vector v, of subs sub-vectors of x (subs, nv, 16), stands already among those before it that are taken; else v. */
 static ptrdiff_t twin(const float *x, ptrdiff_t subs, ptrdiff_t nv, const uint8_t *take, ptrdiff_t v) {
     for (ptrdiff_t u = 0; u < v; u++) {
@@ -287,7 +292,8 @@ static void multiplied(products *c) {
     for (ptrdiff_t v = 0; by_codes(c) && v < nv; v++) {
         const int normal = ilogb(q->chain.normal), least = normal - 23 + ilogb(q->chain.product);
         r->columns[v].list = r->column + v * m->subs * 16;
-        if (take[v]) AT_LEVEL(c->p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, m->subs * 16, normal, least);
+        if (take[v] && !prepared(c->p, c->which))
+            AT_LEVEL(c->p->level, columns)(r->columns + v, r->x + v * 16, nv * 16, m->subs * 16, normal, least);
     }
     for (ptrdiff_t v = 0; alike && v < nv; v++) {
         r->twin[v] = take[v] ? twin(r->x, m->subs, nv, take, v) : v;
@@ -297,7 +303,7 @@ static void multiplied(products *c) {
     for (int part = 0; part < parts_of(c->k->crew); part++)
         add_all(c->k->n, c->own[part].n);
     for (ptrdiff_t v = 0; alike && v < nv; v++)
-        for (ptrdiff_t at = 0; at < q->count && r->twin[v] != v; at++)
+        for (ptrdiff_t at = c->begin; at < c->end && r->twin[v] != v; at++)
             memcpy(c->sums + v * pitch + q->order[at] * 16, c->sums + r->twin[v] * pitch + q->order[at] * 16, 16 * sizeof *c->sums);
 }
 
@@ -332,7 +338,9 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
         const int fresh = !held || !same_operand(held, o);
         products call;
         call.p = p, call.q = q, call.k = k, call.which = which, call.sums = sums;
-        seen dropped = {0, 0, 0, 0}, *counted = q->counts_input ? &k->n[INPUT] : &dropped;
+        call.begin = which ? 0 : p->from * (q->real / p->blocks);
+        call.end = which || p->to == p->blocks ? q->count : p->to * (q->real / p->blocks);
+        seen dropped = {0, 0, 0, 0}, *counted = q->counts_input && (which || !p->from) ? &k->n[INPUT] : &dropped;
         if (q->path == BY_INTEGERS) {
             const ptrdiff_t inputs = q->codes[which].inputs;
             int64_t left[2] = {0, -1};
@@ -358,7 +366,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             continue;
         }
         const matrix *m = &q->w[which];
-        if (fresh) {
+        if (fresh && !prepared(p, which)) {
             for (ptrdiff_t v = 0; v < nv; v++) {
                 memset(r->line, 0, (size_t)m->subs * 16 * sizeof *r->line);
                 operands(o, values + v * pitch, r->line, length, p->level, r->codes, counted);
@@ -419,7 +427,8 @@ void pass_forward(const pass *p, const float *x, ptrdiff_t inputs, float *sums, 
     const room_t r = rooms(p, nv, parts_of(crew), (uintptr_t)room);
     const work k = {nv, &r, n, raised, crew, 0};
     step_keys(p, &r, nv, first, stride);
-    memset(sums, 0, (size_t)(nv * (p->blocks * 4 + 1) * 16) * sizeof *sums);
+    const ptrdiff_t pitch = p->blocks * 64 + 16, size = (p->to == p->blocks ? pitch : p->to * 64) - p->from * 64;
+    for (ptrdiff_t v = 0; v < nv; v++) memset(sums + v * pitch + p->from * 64, 0, (size_t)size * sizeof *sums);
     if (isums) memset(isums, 0, (size_t)(p->groups * nv * p->blocks * 64) * sizeof *isums);
     for (ptrdiff_t v = 0; v < nv * p->groups; v++) bound[v] = 0;
     dot(p, 0, x, inputs, sums, isums, bound, &k);

@@ -45,6 +45,7 @@ typedef struct {
 typedef struct {
     int level, counted, groups, integers; /* integers: whether some group is BY_INTEGERS */
     ptrdiff_t cells, blocks, subs_x;
+    ptrdiff_t from, to; /* blocks whose W_x is there: `pass_forward` makes their sums; from > 0: with the room of the call for 0 */
     unit unit[4];
     group group[4];
     const float *bias, *peep; /* (blocks, 4, 16); (blocks, 3, 16) or NULL: i, f, o */

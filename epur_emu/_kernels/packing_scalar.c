@@ -1,0 +1,3 @@
+/* The plain level. */
+#define LEVEL(name) name##_scalar
+#include "packing.h"
