@@ -420,7 +420,7 @@ def _of_narrow(a: Arithmetic) -> dict[str, Any] | None:
         return None
     return {
         "format": lanes, "mode": MODES.index(a.rounding), "store": store,
-        "infinite": f.specials == "ieee" and not f.saturate,
+        "infinite": isinstance(f, FloatFormat) and f.specials == "ieee" and not f.saturate,
         "sigmoid": tables[0], "tanh": tables[1],
     }  # fmt: skip
 

@@ -459,7 +459,8 @@ def test_results_beyond_the_range(a, path, scale):
 @pytest.mark.parametrize(
     "a",
     [
-        *every("fp16", "e4m3fn", "e8m22", modes=MODES), *every("q5.12", "q3.4-wrap", "fp16-nosub", modes=MODES[::3]),
+        *every("fp16", "e4m3fn", "e8m22", modes=MODES),
+        *every("q5.12", "q3.4-wrap", "fp16-nosub", modes=MODES[::3]),
         mixed(product="q5.12"), mixed(tree="q3.4-wrap", accumulator="fp32"), mixed(accumulator="uq7.8"),
         mixed(product="e4m3fn-sat", tree="fp32", accumulator="fp32"),
     ],

@@ -321,9 +321,9 @@ static int may_flush(const group *q, int which, float least) {
 
 /* A vector with an element that is not a number makes all sums of floats such, and nothing else happens where infinite products
  * stay so. */
-static void lose(const group *q, float *sums) {
-    for (ptrdiff_t at = 0; at < q->count; at++)
-        for (int l = 0; l < 16; l++) sums[q->order[at] * 16 + l] = NAN;
+static void lose(const products *c, float *sums) {
+    for (ptrdiff_t at = c->begin; at < c->end; at++)
+        for (int l = 0; l < 16; l++) sums[c->q->order[at] * 16 + l] = NAN;
 }
 
 /* Adds W v to the sums of all gates; `which`: W_x and x, or W_h and h. */
@@ -389,7 +389,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int calm = q->part[which] * top <= q->tree_limit, within = finite && calm;
             *b = within ? after : INFINITY; /* the accumulator may be infinite afterwards */
             if (kind < 0 && !bounded && !p->counted && (top == 0 || (calm && after <= q->limit))) {
-                lose(q, sums + v * (rows + 1) * 16);
+                lose(&call, sums + v * (rows + 1) * 16);
                 for (int way = 0; way < WAYS; way++) r->take[way][v] = 0;
                 continue;
             }
