@@ -828,6 +828,8 @@ def _group(
     if a.rounding.startswith("nearest"):
         # The nearest value is no farther than the accumulator before: it grows by twice what is added at most.
         growth = min(growth, 2 * step**5)
+        # A sum of products is at most doubled, and later ones near zero are exact.
+        tree_limit = max(tree_limit, min(tops[:2]) / (2 * step**5) - 16 * units[0])
         if _unit(a.product) >= _unit(a.tree):
             # A product is at most doubled, and sums near zero are exact.
             limit, tree_limit = tops[2] / (4 * step**5), max(tree_limit, min(tops[:2]) / (2 * step**5))
@@ -874,7 +876,7 @@ def _in_lanes(a: Arithmetic, cut: int) -> bool:
         return False  # what wraps may be large again,
     if a.tree.max > SAFE and getattr(a.tree, "saturate", False) and a.product.max <= SAFE:
         return False  # as is an infinite product that saturates
-    return all(_precision(f) <= cut for f in pair if isinstance(f, FloatFormat) or cut == NARROW)
+    return all(_precision(f) <= cut or f == FP32 for f in pair if isinstance(f, FloatFormat))
 
 
 def _lanes_limit(a: Arithmetic) -> float:
@@ -884,10 +886,13 @@ def _lanes_limit(a: Arithmetic) -> float:
         if isinstance(f, FixedFormat) and (f.max_code >= 2**22 - 1 or f.overflow == "wrap"):
             limit = min(limit, 2.0**22 * _unit(f))
     wraps = getattr(a.product, "overflow", "") == "wrap"
-    if a.rounding == "stochastic" and _exact_sums(a) and (wraps or _precision(a.product) > NARROW):
+    if a.rounding == "stochastic":
         # 2^-12 units must be float32 values, or else the product, whose last place then decides.
-        bits = sum(_precision(_multiplicand(f, a.product)) for f in (a.weight, a.input))
-        limit = min(limit, (2.0 ** (22 if bits <= 24 else 12) - 2) * _unit(a.product))
+        if isinstance(a.product, FixedFormat) and (wraps or _precision(a.product) > NARROW):
+            bits = sum(_precision(_multiplicand(f, a.product)) for f in (a.weight, a.input))
+            limit = min(limit, (2.0 ** (22 if bits <= 24 else 12) - 2) * _unit(a.product))
+        if isinstance(a.tree, FixedFormat) and _precision(a.tree) > NARROW and not _exact_sums(a):
+            limit = min(limit, (2.0**12 - 2) * _unit(a.tree))
     return limit
 
 

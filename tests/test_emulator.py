@@ -248,7 +248,7 @@ FAST = [
     *(
         (replace(arithmetic(name), rounding="stochastic", seed=7), path)
         for name, path in (("epur-fp16", "general"), ("epur-bf16", "general"),
-                           ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "wide"),
+                           ("epur-e5m7", "general"), ("epur-q3.6", "general"), ("epur-fp32", "general"),
                            ("epur-fp16-nosub", "general"))
     ),
     (replace(EPUR, rounding="stochastic", activation="exact"), "general"),
@@ -427,13 +427,18 @@ def every(*names, modes=MODES):
 #: What float64 lanes take, and float32 lanes, with the accumulator in float64, where codes wrap or saturate.
 RANGES = (
     *((a, "wide") for a in every("e8m22", "uq0.24", modes=("nearest-even", "up"))),
-    *((a, "wide") for a in every("fp32", modes=("nearest-away", "stochastic"))),
+    *((a, "general") for a in every("fp32", modes=("nearest-away", "stochastic"))),
     *((a, "wide") for a in every("e8m20-nosub", "e6m14", "uq7.17", modes=("stochastic",))),
     *((a, "general") for a in every("q7.16", "uq3.4")),
     *((a, "general") for a in every("q5.12", "q3.4-wrap", "uq4.6-wrap", modes=MODES[::3])),
     *((a, "general") for a in every("e3m2", "e4m3fn", modes=MODES[2:])),
     *((a, "general") for a in every("e4m3fn-sat", "e2m1", "e5m2-nosub", modes=("nearest-away", "stochastic"))),
-    (replace(mixed(product="e4m3", tree="q5.12", accumulator="fp32"), rounding="stochastic"), "wide"),
+    (replace(mixed(product="e4m3", tree="q5.12", accumulator="fp32"), rounding="stochastic"), "general"),
+    (replace(mixed(tree="q7.16", accumulator="e8m22"), rounding="stochastic"), "general"),
+    (replace(mixed(tree="fp32", accumulator="e4m3"), rounding="stochastic"), "general"),
+    (replace(mixed(product="q5.12", tree="fp32", accumulator="fp32"), rounding="stochastic"), "general"),
+    (replace(mixed(product="e8m9-nosub", tree="fp32"), rounding="nearest-away"), "general"),
+    (mixed(tree="e2m1"), "general"),
     (mixed(product="e4m3", tree="fp16", accumulator="q7.16"), "general"),
     (mixed(product="bf16", tree="q7.16", accumulator="bf16"), "general"),
     (mixed(product="q7.16", tree="bf16", accumulator="q7.16-wrap"), "general"),
@@ -486,6 +491,26 @@ def test_products_too_large_for_the_random_bits_of_float32():
             b = replace(a, weight=operand, input=operand, **fine)
             assert engine(usual(1).layer, b)._packed["pass"].paths == ("general",)
             check(usual(12, inputs=40, scale=0.5, x_scale=0.5), b)
+
+
+@pytest.mark.parametrize("mode", ["nearest-away", "stochastic"])
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 18), st.sampled_from([2.0**-13, 2.0**-110, 2.0**-126]),
+    st.booleans(),
+)  # fmt: skip
+def test_what_float32_cuts_off(mode, seed, inputs, scale, short):
+    """Products and sums at half places and beside them; g's sum is so small that its tanh shows each place."""
+    odd = 1 + 2.0**-23
+    near = [1.0, 1.5, odd, 2 - 2.0**-23, 2.0**-23, 2.0**-24, 3 * 2.0**-25, 2.0**-24 - 2.0**-48, 2.0**-60]
+    rng = np.random.default_rng(seed)
+    w = rng.choice([0.0, *near, *(-v for v in near)], (4, 17, inputs)) * scale
+    x = rng.choice([1.0, -1.0] if short else [1.0, 1.5, -1.0, odd, 0.0], (1, inputs))
+    none = np.zeros((4, 17, 17), np.float32)
+    layer = LstmLayer("pass", w.astype(np.float32), none, none[:, 0])
+    a = replace(arithmetic("epur-fp32"), rounding=mode, seed=3, activation="exact")
+    assert engine(layer, a)._packed["pass"].paths == ("general",)
+    check(Case(layer, x.astype(np.float32), None), a)
 
 
 def test_products_and_sums_just_below_the_normal_range():

@@ -123,6 +123,15 @@ INLINE vf scaled_to_units(vf v, vf scale, const lanes *f, const int mode, const 
     return vf_fnma(scale, back, vf_fma(scale, magic, shifted(v, scale, f, mode, key, n)));
 }
 
+/* To float32 itself, of r, which the processor cut from v, and v - r, which it cut too: that, and half or a random part of r's last
+ * place, make one more place if they reach one. Only where r is normal is v - r not 0. */
+INLINE vf single_of(vf r, vf rest, const int mode, const keys *key, uint32_t n) {
+    const vf scale = vf_and(r, vf_set(-INFINITY)); /* exponent and sign */
+    if (mode == NEAREST_AWAY) return vf_add(r, vf_fma(scale, vf_set(0x1p-24f), rest));
+    const vf more = vf_fma(scale, vf_random(key->a, key->b, n, 0x1p-23f), rest);
+    return vf_add(r, vf_fnma(scale, vf_set(0x1p-23f), more));
+}
+
 /* Without subnormals what is below `flush` becomes 0. */
 INLINE vf flushed(vf r, vf flush, const int flushes) {
     return flushes ? vf_pick(vf_lt(vf_abs(r), flush), vf_set(0.0f), r) : r;
@@ -163,11 +172,13 @@ INLINE vf ranged(vf r, const lanes *f, const range *limit, const int form, const
 INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, const range *limit, const int mode, const int form,
                            const int watching, const keys *key, uint32_t n, events *seen_here) {
     const vf x = vf_set(factor);
-    const int single = form != FIXED_SUMS && f->magic == 0.0f; /* float32 itself */
+    const int single = form != FIXED_SUMS && f->magic == 0.0f, drawn = mode == NEAREST_AWAY || mode == STOCHASTIC;
     EACH {
         const vf near = vf_mul(w[i], x);
         vf r = near;
-        if (!single && mode == NEAREST_EVEN) {
+        if (single && drawn)
+            r = single_of(near, vf_fma(w[i], x, vf_neg(near)), mode, key + i, n);
+        else if (!single && mode == NEAREST_EVEN) {
             const vf magic = vf_mul(scale_in(near, f, mode, form, watching), vf_set(f->magic));
             r = vf_sub(vf_fma(w[i], x, magic), magic);
         } else if (!single)
@@ -207,7 +218,14 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, c
             e[i] = error_of(a[i], b[i], s[i]);
             lost |= vm_any(vf_ne(e[i], zero));
         }
-    EACH r[i] = single ? s[i] : scaled_to_units(s[i], scale_in(s[i], f, mode, form, watching), f, mode, key + i, n);
+    if (single && (mode == NEAREST_AWAY || mode == STOCHASTIC))
+        EACH {
+            const vf rest = vf_add(vf_sub(vf_larger(a[i], b[i]), s[i]), vf_smaller(a[i], b[i]));
+            r[i] = single_of(s[i], rest, mode, key + i, n);
+            if (watching & LIMITS) r[i] = vf_pick(vf_le(vf_abs(s[i]), vf_set(FLT_MAX)), r[i], s[i]);
+        }
+    else
+        EACH r[i] = single ? s[i] : scaled_to_units(s[i], scale_in(s[i], f, mode, form, watching), f, mode, key + i, n);
     if (lost)
         EACH {
             const vf off = vf_sub(s[i], r[i]), half = vf_mul(scale_in(s[i], f, mode, form, watching), vf_set(f->half));

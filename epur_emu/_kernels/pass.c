@@ -399,7 +399,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int single = q->path != BY_WIDE && lanes && q->part[which] * top <= q->lanes_limit;
             const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
                              : fixed == 3 && !(finite && q->part[which] < INFINITY) ? BY_EXACT
-                             : q->path == BY_WIDE && within            ? BY_WIDE
+                             : within && (q->path == BY_WIDE || !single) ? BY_WIDE
                              : !single                                 ? BEYOND
                              : !within                                 ? LIMITED
                              : p->counted                              ? BY_GENERAL

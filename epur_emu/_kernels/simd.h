@@ -13,6 +13,7 @@
  *   vf_pick(m, a, b)  a where m is set, else b;  vm_any(m) whether any lane is set
  *   vf_fnma(a, b, c)  c - a * b, rounded once
  *   vf_signed(v, m, l)  the larger of the bits of |v| in m and l, with v's sign
+ *   vf_larger(a, b), vf_smaller(a, b)  the one of larger magnitude, and the other one
  *   vf_odd(a, b)      the neighbour of a + b with an odd last bit if that is not exact (AVX-512 only)
  *   vf_random(a, b, n, one)  1 + R / 2^12 times the power of two `one`, R the 12 random bits of operation n
  *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
@@ -139,6 +140,8 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define vf_fnma(a, b, c) _mm256_fnmadd_ps(a, b, c)
 #define vf_signed(v, m, l) vf_or(_mm256_max_ps(vf_and(v, m), l), vf_and(v, _mm256_set1_ps(-0.0f)))
+#define vf_larger(a, b) vf_pick(vf_lt(vf_abs(a), vf_abs(b)), b, a)
+#define vf_smaller(a, b) vf_pick(vf_lt(vf_abs(a), vf_abs(b)), a, b)
 #define vf_and(a, b) _mm256_and_ps(a, b)
 #define vf_or(a, b) _mm256_or_ps(a, b)
 #define vf_xor(a, b) _mm256_xor_ps(a, b)
@@ -277,6 +280,8 @@ static inline vf vf_round(vf v, uint16_t *code) {
 #define vf_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define vf_fnma(a, b, c) _mm512_fnmadd_ps(a, b, c)
 #define vf_signed(v, m, l) _mm512_range_ps(vf_and(v, vf_or(m, _mm512_set1_ps(-0.0f))), l, 3)
+#define vf_larger(a, b) _mm512_range_ps(a, b, 7)
+#define vf_smaller(a, b) _mm512_range_ps(a, b, 6)
 #define HAS_ODD 1
 #define vk_of(v) _mm512_castps_si512(v)
 #define vf_of(v) _mm512_castsi512_ps(v)

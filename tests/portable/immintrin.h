@@ -71,8 +71,18 @@ static inline simde__m512 portable_range(simde__m512 a, simde__m512 b, int imm) 
         x.m256[i] = _mm256_or_ps(x.m256[i], _mm256_and_ps(y.m256[i], _mm256_set1_ps(-0.0f)));
     return simde__m512_from_private(x);
 }
+/* The one of larger (imm 7) or smaller (6) magnitude. */
+static inline simde__m512 portable_sorted(simde__m512 a, simde__m512 b, int imm) {
+    simde__m512_private x = simde__m512_to_private(a), y = simde__m512_to_private(b);
+    for (int i = 0; i < 2; i++) {
+        const __m256 sign = _mm256_set1_ps(-0.0f), p = x.m256[i], q = y.m256[i];
+        const __m256 less = _mm256_cmp_ps(_mm256_andnot_ps(sign, p), _mm256_andnot_ps(sign, q), _CMP_LT_OQ);
+        x.m256[i] = imm == 7 ? _mm256_blendv_ps(p, q, less) : _mm256_blendv_ps(q, p, less);
+    }
+    return simde__m512_from_private(x);
+}
 #undef _mm512_range_ps
-#define _mm512_range_ps(a, b, imm) portable_range(a, b, imm)
+#define _mm512_range_ps(a, b, imm) ((imm) == 6 || (imm) == 7 ? portable_sorted(a, b, imm) : portable_range(a, b, imm))
 
 static __attribute__((noinline)) simde__m512 portable_add_round(simde__m512 a, simde__m512 b, int mode) {
     simde__m512_private x = simde__m512_to_private(a), y = simde__m512_to_private(b);
