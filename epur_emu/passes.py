@@ -779,13 +779,15 @@ def _group(
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
     normal = float(getattr(a.product, "min_normal", 0))
+    exact_pairs = 2 * float(a.product.max) <= 2.0**24 * _unit(a.product)  # sums of two are float32 values
     product = 0.0 if a.product == FP32 or _exact_products(a, operands) else order_of[0]
     return group | {
         "path": path, "w": packed, "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
-        "within": (steps[0], steps[1], steps[2] and steps[3]),
+        "within": (steps[0] or exact_pairs, steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
-        "limit": limit, "tree_limit": max(tree_limit, 0.0),
+        "limit": limit, "tree_limit": max(tree_limit, 0.0), "tame_limit": _tame_limit(a, step, near_zero),
+        "grows": any(getattr(f, "overflow", "") == "wrap" for f in (a.product, a.tree)),
         "lanes_limit": _lanes_limit(a) / step**5 - near_zero, "least_product": least_product,
         "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
@@ -817,6 +819,18 @@ def _in_lanes(a: Arithmetic, cut: int) -> bool:
     if a.tree.max > SAFE and getattr(a.tree, "saturate", False) and a.product.max <= SAFE:
         return False  # as is an infinite product that saturates
     return all(_precision(f) <= cut for f in pair if isinstance(f, FloatFormat) or cut == NARROW)
+
+
+def _tame_limit(a: Arithmetic, step: float, near_zero: float) -> float:
+    """Largest magnitude of a sub-vector's sums of which floats stay in their range, whatever fixed point does.
+
+    Values cut to a range are no larger than before; wrapped ones are at most the largest of their format.
+    """
+    floats = [f for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
+    limit = min([SAFE, *(float(f.max) for f in floats)])
+    if floats == [a.tree] and getattr(a.product, "overflow", "") == "wrap":
+        return SAFE if (16 * float(a.product.max + a.product.epsilon) + near_zero) * step**5 <= limit else -1.0
+    return limit / step**5 - near_zero
 
 
 def _lanes_limit(a: Arithmetic) -> float:

@@ -133,7 +133,7 @@ static void again(const general_call *c, const int32_t *order, ptrdiff_t v) {
 void LEVEL(dot_wide)(const matrix *m, const general *g, const unit *u, const int32_t *order, ptrdiff_t count, const float *x,
                      float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, const uint32_t *step_keys,
                      ptrdiff_t first_sub, int watching, seen *n) {
-    const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n};
+    const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n, 0};
     lock_of *const run = wide_form(u[order[0] & 3].place, g, g->innocuous, watching);
     const unsigned before = turned(g->mode);
     for (ptrdiff_t r = 0; r < count; r += LOCK_ROWS)

@@ -114,8 +114,9 @@ static int same_operand(const operand *a, const operand *b) {
            a->block == b->block && a->max_exp == b->max_exp && memcmp(&a->format, &b->format, sizeof a->format) == 0;
 }
 
-/* The general path where no value can leave its range, where only the accumulator can, and where all can; the wide one where all can. */
-enum { SAFELY = BY_INTEGERS, RANGED = BY_HALVES + 1, LIMITED, BEYOND, WAYS };
+/* The general path where no value can leave its range, where only the accumulator can, where fixed-point products and trees
+ * can, where these and the accumulator can, and where all can; the wide one where all can. */
+enum { SAFELY = BY_INTEGERS, RANGED = BY_HALVES + 1, TAMED, TAMED_SUMS, LIMITED, BEYOND, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -227,7 +228,8 @@ static void some_rows(void *call, int part, int parts) {
     products *c = call;
     const pass *p = c->p;
     const int counts = p->counted ? COUNTS : NOTHING;
-    const int watching[WAYS] = {[BY_GENERAL] = RANGE | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE, [LIMITED] = RANGE | LIMITS | counts,
+    const int watching[WAYS] = {[BY_GENERAL] = RANGE | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE, [TAMED] = RANGE | LIMITS | TAME | LAST_SAFE, [TAMED_SUMS] = RANGE | LIMITS | TAME | counts,
+                                [LIMITED] = RANGE | LIMITS | counts,
                                 [BY_WIDE] = counts, [BEYOND] = LIMITS | counts};
     const group *q = c->q;
     const room_t *r = c->k->room;
@@ -366,7 +368,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int finite = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least);
             double *b = bound + v * p->groups + g;
             const int within = finite && q->part[which] * top <= q->tree_limit;
-            *b = within ? *b + q->norm[which] * top : INFINITY; /* the accumulator may be infinite afterwards */
+            const int tame = finite && q->part[which] * top <= q->tame_limit;
+            *b = within || (tame && !q->grows) ? *b + q->norm[which] * top : INFINITY; /* the accumulator may be infinite afterwards */
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS || q->path == BY_HALVES;
             const int by_chain = narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
@@ -375,7 +378,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                              : !finite || !(q->part[which] < INFINITY) ? BY_EXACT
                              : q->path == BY_WIDE && within            ? BY_WIDE
                              : !single                                 ? BEYOND
-                             : !within                                 ? LIMITED
+                             : !within                                 ? !tame ? LIMITED : safe && !p->counted ? TAMED : TAMED_SUMS
                              : p->counted                              ? BY_GENERAL
                              : safe                                    ? SAFELY
                                                                        : RANGED;

@@ -371,10 +371,10 @@ static inline vd vd_odd(vd a, vd b) {
 #define vf_lt(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
 #define vm_and(a, b) ((vm)((a) & (b)))
 #define vm_or(a, b) ((vm)((a) | (b)))
-typedef int64_t vc;
-#define vc_zero() 0
-#define vc_add(n, m) ((n) + __builtin_popcount((unsigned)(m)))
-#define vc_sum(n) (n)
+typedef __m512i vc;
+#define vc_zero() _mm512_setzero_si512()
+#define vc_add(n, m) _mm512_mask_add_epi32(n, m, n, _mm512_set1_epi32(1))
+#define vc_sum(n) ((int64_t)_mm512_reduce_add_epi32(n))
 
 #endif
 
