@@ -787,7 +787,7 @@ def _group(
         "within": (steps[0] or exact_pairs, steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
         "limit": limit, "tree_limit": max(tree_limit, 0.0), "tame_limit": _tame_limit(a, step, near_zero),
-        "grows": any(getattr(f, "overflow", "") == "wrap" for f in (a.product, a.tree)),
+        "wraps": any(map(_wraps, places[:2])), "wraps_far": not _near(a),
         "lanes_limit": _lanes_limit(a) / step**5 - near_zero, "least_product": least_product,
         "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
@@ -814,10 +814,10 @@ def _in_lanes(a: Arithmetic, cut: int) -> bool:
     if _exact_sums(a):
         return True
     pair = (a.product, a.tree)
-    if any(isinstance(f, FixedFormat) and f.overflow == "wrap" for f in pair):
-        return False  # what wraps may be large again,
+    if cut == NARROW and any(map(_wraps, pair)):
+        return False  # 2^-12 units of a result that wraps count,
     if a.tree.max > SAFE and getattr(a.tree, "saturate", False) and a.product.max <= SAFE:
-        return False  # as is an infinite product that saturates
+        return False  # and an infinite product that saturates is large again
     return all(_precision(f) <= cut for f in pair if isinstance(f, FloatFormat) or cut == NARROW)
 
 
@@ -828,9 +828,26 @@ def _tame_limit(a: Arithmetic, step: float, near_zero: float) -> float:
     """
     floats = [f for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
     limit = min([SAFE, *(float(f.max) for f in floats)])
-    if floats == [a.tree] and getattr(a.product, "overflow", "") == "wrap":
-        return SAFE if (16 * float(a.product.max + a.product.epsilon) + near_zero) * step**5 <= limit else -1.0
+    if floats == [a.tree] and _wraps(a.product):
+        return SAFE if (16 * _most(a.product) + near_zero) * step**5 <= limit else -1.0
     return limit / step**5 - near_zero
+
+
+def _wraps(f: Plain) -> bool:
+    return isinstance(f, FixedFormat) and f.overflow == "wrap"
+
+
+def _most(f: FixedFormat) -> float:
+    """Largest magnitude."""
+    return float(max(f.max_code, -f.min_code) * f.epsilon)
+
+
+def _near(a: Arithmetic) -> bool:
+    """Whether float32 lanes also round a tree's sums of what has wrapped."""
+    fixed = [f for f in (a.product, a.tree) if isinstance(f, FixedFormat)]
+    if _exact_sums(a) or not isinstance(a.tree, FixedFormat) or not any(map(_wraps, fixed)):
+        return True
+    return 2 * max(map(_most, fixed)) <= 2.0**22 * _unit(a.tree)
 
 
 def _lanes_limit(a: Arithmetic) -> float:

@@ -68,7 +68,7 @@ cdef extern from * nogil:
         double part[2]
         double low[2]
         double limit, tree_limit, tame_limit, lanes_limit, least_product
-        bint grows
+        bint wraps, wraps_far
         operand operand[2]
         int counts_input
         int_matrix codes[2]
@@ -289,7 +289,7 @@ cdef class Pass:
             g.general.place[k] = lanes_of(values["lanes"][k])
             g.general.within[k] = values["within"][k]
         g.general.mode, g.general.innocuous, g.general.narrows = values["mode"], values["innocuous"], values["narrows"]
-        g.tame_limit, g.grows = values["tame_limit"], values["grows"]
+        g.tame_limit, g.wraps, g.wraps_far = values["tame_limit"], values["wraps"], values["wraps_far"]
         g.limit, g.tree_limit, g.lanes_limit = values["limit"], values["tree_limit"], values["lanes_limit"]
         g.least_product = values["least_product"]
         for k, (array, store, rows, subs, norm, part, low) in enumerate(values["w"]):

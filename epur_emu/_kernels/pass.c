@@ -228,7 +228,8 @@ static void some_rows(void *call, int part, int parts) {
     products *c = call;
     const pass *p = c->p;
     const int counts = p->counted ? COUNTS : NOTHING;
-    const int watching[WAYS] = {[BY_GENERAL] = RANGE | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE, [TAMED] = RANGE | LIMITS | TAME | LAST_SAFE, [TAMED_SUMS] = RANGE | LIMITS | TAME | counts,
+    const int watching[WAYS] = {[BY_GENERAL] = RANGE | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE,
+                                [TAMED] = RANGE | LIMITS | TAME | LAST_SAFE, [TAMED_SUMS] = RANGE | LIMITS | TAME | counts,
                                 [LIMITED] = RANGE | LIMITS | counts,
                                 [BY_WIDE] = counts, [BEYOND] = LIMITS | counts};
     const group *q = c->q;
@@ -369,7 +370,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             double *b = bound + v * p->groups + g;
             const int within = finite && q->part[which] * top <= q->tree_limit;
             const int tame = finite && q->part[which] * top <= q->tame_limit;
-            *b = within || (tame && !q->grows) ? *b + q->norm[which] * top : INFINITY; /* the accumulator may be infinite afterwards */
+            const int grows = !within && (!tame || q->wraps);
+            *b = grows ? INFINITY : *b + q->norm[which] * top; /* the accumulator may be infinite afterwards */
             const int lanes = finite && q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS || q->path == BY_HALVES;
             const int by_chain = narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
@@ -378,7 +380,9 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
                              : !finite || !(q->part[which] < INFINITY) ? BY_EXACT
                              : q->path == BY_WIDE && within            ? BY_WIDE
                              : !single                                 ? BEYOND
-                             : !within                                 ? !tame ? LIMITED : safe && !p->counted ? TAMED : TAMED_SUMS
+                             : !within && q->wraps_far                 ? BEYOND
+                             : !within && !tame                        ? LIMITED
+                             : !within                                 ? safe && !p->counted ? TAMED : TAMED_SUMS
                              : p->counted                              ? BY_GENERAL
                              : safe                                    ? SAFELY
                                                                        : RANGED;
