@@ -307,11 +307,11 @@ INLINE void accumulate(float *acc, const float *sum, const operations *o, const 
         ve word = ve_load(key_a + l);
         if (mode == STOCHASTIC) word = ve_add(ve_mul(word, ve_set(n)), ve_load(key_b + l));
         if (form == FIXED_SUMS || o->exact_last)
-            vd_store(acc + l, in_range(vd_add(a, b), &o->last, form, h));
+            vd_store(acc + l, seldom_out(vd_add(a, b), &o->last, form, h));
         else
             vd_store(acc + l, wide_rounded(mode == NEAREST_EVEN ? vd_odd(a, b) : vd_add(a, b), a, b,
                                            mode == NEAREST_EVEN ? ODD_SUM_OF : SUM_OF, &o->last, mode, FLUSHING, &word, word,
-                                           watching & COUNTS, 1, h));
+                                           watching & COUNTS, SELDOM, h));
     }
 }
 

@@ -39,7 +39,7 @@ INLINE vd wide_units(vd v, const wide_place *f, const int mode, const int fixed,
  * codes, 0: does not wrap; takes: not-a-number to 0, infinities to not-a-number. */
 typedef struct {
     wide_place f;
-    vd max, min, above, below, edge, span;
+    vd max, min, above, below, edge, span, near; /* of either sign, what is no farther is in range */
     int wraps, takes_nan, takes_infinity;
 } ranged_place;
 
@@ -66,7 +66,7 @@ static inline ranged_place ranged_of(const fmt *f, int mode) {
     return (ranged_place){
         wide_of(&constants, mode), vd_set(f->max), vd_set(f->min), vd_set(beyond_max(f, mode, 0)), vd_set(beyond_max(f, mode, 1)),
         vd_set(!real || f->overflow == SATURATE ? INFINITY : DBL_MAX), vd_set(wraps ? f->codes * normal : 0.0),
-        wraps, !real, f->overflow == TO_NAN};
+        vd_set(fmin(f->max, -f->min)), wraps, !real, f->overflow == TO_NAN};
 }
 
 /* r, beyond the range, as the format has it. */
@@ -90,9 +90,15 @@ INLINE vd in_range(vd r, const ranged_place *f, const int form, happened *h) {
     return r;
 }
 
+/* The same where that is seldom. */
+INLINE vd seldom_out(vd r, const ranged_place *f, const int form, happened *h) {
+    return vdm_any(vd_beyond(r, f->near)) ? in_range(r, f, form, h) : r;
+}
+
 /* v to the place's units; `sum` a constant: whether v is, of a and b, and by what it was rounded. Other constants: `counted` and
  * `limited`, whether underflows and results out of range are looked for. */
 enum { PRODUCT_OF, SUM_OF, ODD_SUM_OF };
+enum { OFTEN = 1, SELDOM };
 INLINE vd wide_rounded(vd v, vd a, vd b, const int sum, const ranged_place *to, const int mode, const int form, ve *word, ve key,
                        const int counted, const int limited, happened *h) {
     const wide_place *f = &to->f;
@@ -111,7 +117,7 @@ INLINE vd wide_rounded(vd v, vd a, vd b, const int sum, const ranged_place *to, 
             h->underflow += vdm_count(vdm_and(vdm_and(inexact, small), vd_eq(vd_and(r, f->whole), vd_set(0.0))));
         }
     }
-    return limited ? in_range(r, to, form, h) : r;
+    return limited == SELDOM ? seldom_out(r, to, form, h) : limited ? in_range(r, to, form, h) : r;
 }
 
 /* What happened at a place as `n` has it. */

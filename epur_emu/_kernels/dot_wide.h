@@ -40,7 +40,7 @@ INLINE void wide_sub_vector(float *acc, const float *w, const double *x, const r
             p[j] = wide_rounded(ADDED(a, b), a, b, sum, f + TREE, mode, form, &next, k, counted, limited, h + TREE);
         }
     const vd a = vd_load(acc);
-    vd_store(acc, wide_rounded(ADDED(a, p[0]), a, p[0], sum, f + ACCUMULATOR, mode, form, &next, k, counted, 1, h + ACCUMULATOR));
+    vd_store(acc, wide_rounded(ADDED(a, p[0]), a, p[0], sum, f + ACCUMULATOR, mode, form, &next, k, counted, SELDOM, h + ACCUMULATOR));
 #undef ADDED
     if (mode == STOCHASTIC) ve_store(word, form == FIXED_SUMS ? ve_add(next, ve_up(k, 4)) : next); /* 16 sums drew none */
 }
