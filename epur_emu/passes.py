@@ -828,7 +828,7 @@ def _tame_limit(a: Arithmetic, step: float, near_zero: float) -> float:
     """
     floats = [f for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
     limit = min([SAFE, *(float(f.max) for f in floats)])
-    if floats == [a.tree] and _wraps(a.product):
+    if floats == [a.tree] and isinstance(a.product, FixedFormat) and _wraps(a.product):
         return SAFE if (16 * _most(a.product) + near_zero) * step**5 <= limit else -1.0
     return limit / step**5 - near_zero
 
@@ -845,17 +845,19 @@ def _most(f: FixedFormat) -> float:
 def _near(a: Arithmetic) -> bool:
     """Whether float32 lanes also round a tree's sums of what has wrapped."""
     fixed = [f for f in (a.product, a.tree) if isinstance(f, FixedFormat)]
-    if _exact_sums(a) or not isinstance(a.tree, FixedFormat) or not any(map(_wraps, fixed)):
+    if _exact_sums(a):  # farther ones are found
+        return all(f.signed or f.bits <= WIDEST for f in fixed if _wraps(f))
+    if not isinstance(a.tree, FixedFormat) or not any(map(_wraps, fixed)):
         return True
-    return 2 * max(map(_most, fixed)) <= 2.0**22 * _unit(a.tree)
+    return 2 * max(map(_most, fixed)) <= 2.0**21 * _unit(a.tree)
 
 
 def _lanes_limit(a: Arithmetic) -> float:
     """Largest magnitude of a sub-vector's sums that float32 lanes round rightly."""
     limit = 2.0**90
     for f in (a.product, a.tree):
-        if isinstance(f, FixedFormat) and (f.max_code >= 2**22 - 1 or f.overflow == "wrap"):
-            limit = min(limit, 2.0**22 * _unit(f))
+        if isinstance(f, FixedFormat) and (f.max_code >= 2**22 - 1 or _wraps(f)):
+            limit = min(limit, 2.0 ** (21 if _wraps(f) else 22) * _unit(f))
     wraps = getattr(a.product, "overflow", "") == "wrap"
     if a.rounding == "stochastic" and _exact_sums(a) and (wraps or _precision(a.product) > NARROW):
         # 2^-12 units must be float32 values, or else the product, whose last place then decides.

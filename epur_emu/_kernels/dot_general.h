@@ -53,11 +53,7 @@ typedef struct {
 } events;
 #define NO_EVENTS ((events){vc_zero(), vc_zero(), vc_zero(), vf_set(0.0f)})
 
-/* What must be done to keep a place's results in its range: whatever they are; nothing; where all are finite, cut or wrap codes. */
-enum { AS_EVER, INSIDE, CLAMPED, WRAPPED };
-
-/* Constants of a place's range, as `ranged_place` has them; `far` as FAR. WRAPPED: of results + origin the bits `kept` are a code from the
- * least one on, all others those of `base`. */
+/* Constants of a place's range, as `ranged_place` has them; `far` as FAR. */
 typedef struct {
     float max, min, above, below, edge, span, far, origin, kept, base;
     int wraps, takes_nan, takes_infinity, kind;
@@ -72,11 +68,10 @@ static inline float float_bits(uint32_t b) {
 static inline range range_of(const fmt *f, int mode, int tame) {
     const int real = f->kind == FLOAT, wraps = f->overflow == WRAP, simple = wraps && f->codes <= 0x1p22;
     const double unit = ldexp(1.0, -f->places), base = 0x1.8p23 * unit;
-    const int kind = !tame ? AS_EVER : real ? INSIDE : simple ? WRAPPED : wraps ? AS_EVER : CLAMPED;
     return (range){(float)f->max, (float)f->min, (float)beyond_max(f, mode, 0), (float)beyond_max(f, mode, 1),
                    !real || f->overflow == SATURATE ? INFINITY : FLT_MAX, wraps ? (float)(f->codes * unit) : 0.0f,
                    wraps ? (float)((simple ? 0x1p21 : 0x1p22) * unit) : INFINITY, (float)(base - f->min),
-                   float_bits(simple ? (uint32_t)f->codes - 1 : 0), (float)base, wraps, !real, f->overflow == TO_NAN, kind};
+                   float_bits(simple ? (uint32_t)f->codes - 1 : 0), (float)base, wraps, !real, f->overflow == TO_NAN, kind_of(f, tame, 0x1p22)};
 }
 
 /* Turn the processor's rounding for a mode; gives the state to go back to. */
@@ -186,7 +181,7 @@ INLINE void ranged(vf *r, const range *f, const int form, const int watching, ev
             const vf origin = vf_set(f->origin), code = vf_add(r[i], origin);
             const vf kept = vf_or(vf_and(code, vf_set(f->kept)), vf_set(f->base));
             h->above = vc_add(h->above, vf_ne(kept, code));
-            h->far = vf_absmax(r[i], h->far);
+            if (form == FIXED_SUMS) h->far = vf_absmax(r[i], h->far); /* the caller keeps others near */
             r[i] = vf_sub(kept, origin);
         }
     else
@@ -428,7 +423,8 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
     const fmt *formats = c->u[c->order[0] & 3].place;
     float wide[16 * LANES] ALIGNED, level[8 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
     uint32_t key_a[TILE * LANES] ALIGNED, key_b[TILE * LANES] ALIGNED;
-    operations o = {.last = ranged_of(formats + ACCUMULATOR, mode), .exact_below = !c->g->narrows, .last_safe = c->flags & LAST_SAFE};
+    operations o = {.last = ranged_of(formats + ACCUMULATOR, mode, c->flags & TAME && formats[ACCUMULATOR].kind == FIXED),
+                    .exact_below = !c->g->narrows, .last_safe = c->flags & LAST_SAFE};
     o.exact_last = formats[TREE].kind == FIXED && formats[ACCUMULATOR].kind == FIXED &&
                    formats[ACCUMULATOR].places >= formats[TREE].places;
     for (int p = 0; p < 3; p++)
@@ -443,7 +439,7 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
             if (!used) continue;
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
-                seen_here[u] = (passed){{NO_EVENTS, NO_EVENTS}, {0, 0, 0, vd_set(0.0)}};
+                seen_here[u] = (passed){{NO_EVENTS, NO_EVENTS}, NOTHING_HAPPENED};
                 if (mode == STOCHASTIC)
                     lock_keys(key_a + u * LANES, key_b + u * LANES, c->step_keys[first + place[u]], order);
             }
@@ -464,7 +460,7 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
                 if (!watching) continue;
                 for (int p = PRODUCT; p <= TREE; p++)
                     told(vc_sum(h->place[p].above), vc_sum(h->place[p].below), vc_sum(h->place[p].underflow), formats + p, mode, c->n + p);
-                told(h->last.above, h->last.below, h->last.underflow, formats + ACCUMULATOR, mode, c->n + ACCUMULATOR);
+                told(vn_sum(h->last.above), vn_sum(h->last.below), vn_sum(h->last.underflow), formats + ACCUMULATOR, mode, c->n + ACCUMULATOR);
             }
         }
     }

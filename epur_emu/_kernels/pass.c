@@ -115,8 +115,8 @@ static int same_operand(const operand *a, const operand *b) {
 }
 
 /* The general path where no value can leave its range, where only the accumulator can, where fixed-point products and trees
- * can, where these and the accumulator can, and where all can; the wide one where all can. */
-enum { SAFELY = BY_INTEGERS, RANGED = BY_HALVES + 1, TAMED, TAMED_SUMS, LIMITED, BEYOND, WAYS };
+ * can, where these and the accumulator can, and where all can; the wide one where all can, or fixed point only. */
+enum { SAFELY = BY_INTEGERS, RANGED = BY_HALVES + 1, TAMED, TAMED_SUMS, LIMITED, BEYOND, TAMED_BEYOND, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -228,10 +228,10 @@ static void some_rows(void *call, int part, int parts) {
     products *c = call;
     const pass *p = c->p;
     const int counts = p->counted ? COUNTS : NOTHING;
-    const int watching[WAYS] = {[BY_GENERAL] = RANGE | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE,
+    const int watching[WAYS] = {[BY_GENERAL] = RANGE | TAME | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE | TAME,
                                 [TAMED] = RANGE | LIMITS | TAME | LAST_SAFE, [TAMED_SUMS] = RANGE | LIMITS | TAME | counts,
                                 [LIMITED] = RANGE | LIMITS | counts,
-                                [BY_WIDE] = counts, [BEYOND] = LIMITS | counts};
+                                [BY_WIDE] = counts, [BEYOND] = LIMITS | counts, [TAMED_BEYOND] = LIMITS | TAME | counts};
     const group *q = c->q;
     const room_t *r = c->k->room;
     const matrix *m = &q->w[c->which];
@@ -248,7 +248,7 @@ static void some_rows(void *call, int part, int parts) {
         counted_chain(c, from, from + count, n);
     else if (c->way == BY_CHAIN)
         chained(c, order, count, c->underflows ? &n[PRODUCT].underflow : NULL);
-    else if (c->way == BY_WIDE || c->way == BEYOND)
+    else if (c->way == BY_WIDE || c->way == BEYOND || c->way == TAMED_BEYOND)
         AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, order, count, r->x, c->sums, pitch, take, nv, r->keys, first_sub,
                                      watching[c->way], n);
     else if (c->way == BY_EXACT)
@@ -379,8 +379,7 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
                              : !finite || !(q->part[which] < INFINITY) ? BY_EXACT
                              : q->path == BY_WIDE && within            ? BY_WIDE
-                             : !single                                 ? BEYOND
-                             : !within && q->wraps_far                 ? BEYOND
+                             : !single || (!within && q->wraps_far)    ? tame ? TAMED_BEYOND : BEYOND
                              : !within && !tame                        ? LIMITED
                              : !within                                 ? safe && !p->counted ? TAMED : TAMED_SUMS
                              : p->counted                              ? BY_GENERAL
