@@ -447,7 +447,6 @@ RANGES = (
         )
         for mode in ("nearest-even", "nearest-away", "down")
     ),
-    *((a, "wide") for a in every("uq3.17", modes=("stochastic",))),
     (replace(mixed(product="uq5.12-wrap"), rounding="stochastic"), "wide"),
     (replace(mixed(tree="q5.12-wrap"), rounding="stochastic"), "wide"),
     (replace(mixed(tree="q2.20", accumulator="e6m1"), rounding="nearest-away"), "general"),
