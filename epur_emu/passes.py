@@ -838,14 +838,17 @@ def _group(
     if min(_lowest(f) for f in operands) ** 2 < 2.0**-149:
         least_product = 2.0 ** (bits - 2 - 149)
     normal = float(getattr(a.product, "min_normal", 0))
+    exact_pairs = 2 * float(a.product.max) <= 2.0**24 * _unit(a.product)  # sums of two are float32 values
     product = 0.0 if a.product == FP32 or _exact_products(a, operands) else order_of[0]
     return group | {
         "path": path, "w": [p.fields for p in packed], "w_x": packed[0],
         "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
-        "within": (steps[0], steps[1], steps[2] and steps[3]),
+        "within": (steps[0] or exact_pairs, steps[1], steps[2] and steps[3]),
         "narrows": not innocuous or flushes,
-        "limit": limit, "tree_limit": max(tree_limit, 0.0),
+        "limit": limit, "tree_limit": max(tree_limit, 0.0), "tame_limit": _tame_limit(a, step, near_zero),
+        "wraps": any(map(_wraps, places[:2])), "wraps_far": not _near(a),
+        "far": any(isinstance(f, FixedFormat) and f.max_code >= 2**22 - 1 for f in places[:2]),
         "lanes_limit": _lanes_limit(a) / step**5 - near_zero, "least_product": least_product,
         "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
@@ -872,19 +875,50 @@ def _in_lanes(a: Arithmetic, cut: int) -> bool:
     if _exact_sums(a):
         return True
     pair = (a.product, a.tree)
-    if any(isinstance(f, FixedFormat) and f.overflow == "wrap" for f in pair):
-        return False  # what wraps may be large again,
+    if cut == NARROW and any(map(_wraps, pair)):
+        return False  # 2^-12 units of a result that wraps count,
     if a.tree.max > SAFE and getattr(a.tree, "saturate", False) and a.product.max <= SAFE:
-        return False  # as is an infinite product that saturates
+        return False  # and an infinite product that saturates is large again
     return all(_precision(f) <= cut or f == FP32 for f in pair if isinstance(f, FloatFormat))
+
+
+def _tame_limit(a: Arithmetic, step: float, near_zero: float) -> float:
+    """Largest magnitude of a sub-vector's sums of which floats stay in their range, whatever fixed point does.
+
+    Values cut to a range are no larger than before; wrapped ones are at most the largest of their format.
+    """
+    floats = [f for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
+    limit = min([SAFE, *(float(f.max) for f in floats)])
+    if floats == [a.tree] and isinstance(a.product, FixedFormat) and _wraps(a.product):
+        return SAFE if (16 * _most(a.product) + near_zero) * step**5 <= limit else -1.0
+    return limit / step**5 - near_zero
+
+
+def _wraps(f: Plain) -> bool:
+    return isinstance(f, FixedFormat) and f.overflow == "wrap"
+
+
+def _most(f: FixedFormat) -> float:
+    """Largest magnitude."""
+    return float(max(f.max_code, -f.min_code) * f.epsilon)
+
+
+def _near(a: Arithmetic) -> bool:
+    """Whether float32 lanes also round a tree's sums of what has wrapped."""
+    fixed = [f for f in (a.product, a.tree) if isinstance(f, FixedFormat)]
+    if _exact_sums(a):  # farther ones are found
+        return all(f.signed or f.bits <= WIDEST for f in fixed if _wraps(f))
+    if not isinstance(a.tree, FixedFormat) or not any(map(_wraps, fixed)):
+        return True
+    return 2 * max(map(_most, fixed)) <= 2.0**21 * _unit(a.tree)
 
 
 def _lanes_limit(a: Arithmetic) -> float:
     """Largest magnitude of a sub-vector's sums that float32 lanes round rightly."""
     limit = 2.0**90
     for f in (a.product, a.tree):
-        if isinstance(f, FixedFormat) and (f.max_code >= 2**22 - 1 or f.overflow == "wrap"):
-            limit = min(limit, 2.0**22 * _unit(f))
+        if isinstance(f, FixedFormat) and (f.max_code >= 2**22 - 1 or _wraps(f)):
+            limit = min(limit, 2.0 ** (21 if _wraps(f) else 22) * _unit(f))
     wraps = getattr(a.product, "overflow", "") == "wrap"
     if a.rounding == "stochastic":
         # 2^-12 units must be float32 values, or else the product, whose last place then decides.

@@ -442,7 +442,20 @@ RANGES = (
     (mixed(product="e4m3", tree="fp16", accumulator="q7.16"), "general"),
     (mixed(product="bf16", tree="q7.16", accumulator="bf16"), "general"),
     (mixed(product="q7.16", tree="bf16", accumulator="q7.16-wrap"), "general"),
-    (mixed(product="q3.4-wrap", tree="fp16", accumulator="uq3.4-wrap"), "wide"),
+    *(
+        (replace(mixed(**places), rounding=mode, seed=10), "general")
+        for places in (
+            {"product": "uq5.12"}, {"tree": "uq5.12"}, {"product": "uq3.4", "tree": "uq5.12"},
+            {"product": "q5.12-wrap"}, {"product": "uq5.12-wrap"}, {"tree": "uq3.8-wrap"},
+            {"product": "q3.4-wrap", "tree": "q4.6-wrap", "accumulator": "fp32"},
+            {"product": "q3.4-wrap", "accumulator": "uq3.4-wrap"},
+            {"product": "q7.16-wrap", "tree": "e4m3"}, {"product": "uq7.16-wrap"}, {"tree": "uq7.16-wrap"},
+            {"product": "q2.20", "tree": "q2.20", "accumulator": "q2.20"},
+        )
+        for mode in ("nearest-even", "nearest-away", "down")
+    ),
+    (replace(mixed(product="uq5.12-wrap"), rounding="stochastic"), "wide"),
+    (replace(mixed(tree="q5.12-wrap"), rounding="stochastic"), "wide"),
     (replace(mixed(tree="q2.20", accumulator="e6m1"), rounding="nearest-away"), "general"),
     (mixed(product="e4m3", tree="e4m3fn", accumulator="fp16-sat"), "chain"),
     (mixed(product="fp16", tree="bf16-sat", accumulator="q5.12"), "wide"),
@@ -468,6 +481,9 @@ def test_results_beyond_the_range(a, path, scale):
         *every("q5.12", "q3.4-wrap", "fp16-nosub", modes=MODES[::3]),
         mixed(product="q5.12"), mixed(tree="q3.4-wrap", accumulator="fp32"), mixed(accumulator="uq7.8"),
         mixed(product="e4m3fn-sat", tree="fp32", accumulator="fp32"),
+        mixed(product="q7.16", tree="q7.16", accumulator="fp32"),
+        mixed(product="e2m5", tree="q7.16", accumulator="uq3.4"),
+        *every("fp32", modes=("nearest-away", "stochastic")),
     ],
     ids=label,
 )  # fmt: skip

@@ -15,7 +15,7 @@ from test_emulator import ALPHA, KEPT, engine, expected, path_at, same_bits, usu
 
 from epur_emu import Accelerator, oracle
 from epur_emu import passes as module
-from epur_emu.arithmetic import Override, arithmetic
+from epur_emu.arithmetic import GATES, Override, arithmetic
 from epur_emu.emulator import emulate
 from epur_emu.errors import FormatError, NetworkError
 from epur_emu.formats import FP16, FP32, FixedFormat, FloatFormat, parse
@@ -39,6 +39,40 @@ def test_the_last_cell_state(case, a, level):
 
 def paths(a):
     return engine(usual(1).layer, a)._packed["pass"].paths
+
+
+def limits(**places):
+    """What bounds a vector's way, and the largest magnitude of a sub-vector's products, beside it."""
+    case = usual(1, inputs=40)
+    a = replace(KEPT, **{place: parse(name) for place, name in places.items()})
+    gates = tuple(a.at("l", g) for g in GATES)
+    blocks = -(-case.layer.cells // module.LANES)
+    group = module._group(
+        case.layer, gates, range(4), (1.0, 1.0), blocks, False, level_number(None), module.Counts(), True,
+    )  # fmt: skip
+    return group, max(w[5] for w in group["w"]) * float(np.abs(case.x).max())
+
+
+@pytest.mark.parametrize(
+    ("places", "wraps", "far"),
+    [
+        ({"product": "uq5.12"}, False, False), ({"tree": "uq5.12"}, False, False),
+        ({"product": "uq5.12-wrap"}, True, False), ({"tree": "q5.12-wrap"}, True, False),
+        ({"tree": "uq7.16-wrap"}, True, True),
+    ],
+)  # fmt: skip
+def test_fixed_point_beside_floats_is_cut_in_lanes(places, wraps, far):
+    """Floats are proven to stay in their range; unsigned places always leave theirs."""
+    group, largest = limits(**places)
+    assert (group["wraps"], group["wraps_far"]) == (wraps, far)
+    assert largest <= min(group["tame_limit"], group["lanes_limit"])
+    if any(name.startswith("u") for name in places.values()):
+        assert group["tree_limit"] == 0.0
+
+
+def test_floats_after_what_wraps_may_leave_their_range():
+    assert limits(product="q7.8-wrap", tree="e4m3")[0]["tame_limit"] < 0
+    assert limits(product="q3.8-wrap", tree="e5m3")[0]["tame_limit"] > 0
 
 
 def test_gates_that_share_an_arithmetic_share_a_path():

@@ -55,22 +55,23 @@ typedef struct {
 
 /* Constants of a place's range, as `ranged_place` has them; `far` as FAR. */
 typedef struct {
-    float max, min, above, below, edge, span, far;
-    int wraps, takes_nan, takes_infinity;
+    float max, min, above, below, edge, span, far, origin, kept, base;
+    int wraps, takes_nan, takes_infinity, kind;
 } range;
-
-static inline range range_of(const fmt *f, int mode) {
-    const int real = f->kind == FLOAT, wraps = f->overflow == WRAP;
-    const double unit = ldexp(1.0, -f->places);
-    return (range){(float)f->max, (float)f->min, (float)beyond_max(f, mode, 0), (float)beyond_max(f, mode, 1),
-                   !real || f->overflow == SATURATE ? INFINITY : FLT_MAX, wraps ? (float)(f->codes * unit) : 0.0f,
-                   wraps ? (float)(0x1p22 * unit) : INFINITY, wraps, !real, f->overflow == TO_NAN};
-}
 
 static inline float float_bits(uint32_t b) {
     float v;
     memcpy(&v, &b, 4);
     return v;
+}
+
+static inline range range_of(const fmt *f, int mode, int tame) {
+    const int real = f->kind == FLOAT, wraps = f->overflow == WRAP, simple = wraps && f->codes <= 0x1p22;
+    const double unit = ldexp(1.0, -f->places), base = 0x1.8p23 * unit;
+    return (range){(float)f->max, (float)f->min, (float)beyond_max(f, mode, 0), (float)beyond_max(f, mode, 1),
+                   !real || f->overflow == SATURATE ? INFINITY : FLT_MAX, wraps ? (float)(f->codes * unit) : 0.0f,
+                   wraps ? (float)((simple ? 0x1p21 : 0x1p22) * unit) : INFINITY, (float)(base - f->min),
+                   float_bits(simple ? (uint32_t)f->codes - 1 : 0), (float)base, wraps, !real, f->overflow == TO_NAN, kind_of(f, tame, 0x1p22)};
 }
 
 /* Turn the processor's rounding for a mode; gives the state to go back to. */
@@ -132,9 +133,21 @@ INLINE vf single_of(vf r, vf rest, const int mode, const keys *key, uint32_t n) 
     return vf_add(r, vf_fnma(scale, vf_set(0x1p-23f), more));
 }
 
+/* The same of all, which may be the operands themselves. */
+INLINE void to_units(vf *r, const vf *v, const lanes *f, const int mode, const int form, const int watching, const keys *key, uint32_t n) {
+    if (form == FIXED_SUMS || !f->mask)
+        EACH r[i] = scaled_to_units(v[i], scale_in(v[i], f, mode, FIXED_SUMS, watching), f, mode, key + i, n);
+    else
+        EACH r[i] = scaled_to_units(v[i], scale_in(v[i], f, mode, form, watching), f, mode, key + i, n);
+}
+
 /* Without subnormals what is below `flush` becomes 0. */
 INLINE vf flushed(vf r, vf flush, const int flushes) {
     return flushes ? vf_pick(vf_lt(vf_abs(r), flush), vf_set(0.0f), r) : r;
+}
+
+INLINE void all_flushed(vf *r, const lanes *f) {
+    if (f->flush > 0.0f) EACH r[i] = flushed(r[i], vf_set(f->flush), 1);
 }
 
 INLINE vf watched(vf r, const lanes *f, watch *w) {
@@ -164,33 +177,56 @@ INLINE vf in_narrow_range(vf r, const range *f, const int form, events *h) {
     return r;
 }
 
-INLINE vf ranged(vf r, const lanes *f, const range *limit, const int form, const int watching, events *h) {
-    if (form != FIXED_SUMS) r = flushed(r, vf_set(f->flush), f->flush > 0.0f);
-    return watching & LIMITS ? in_narrow_range(r, limit, form, h) : r;
+INLINE void ranged(vf *r, const range *f, const int form, const int watching, events *h) {
+    if (!(watching & LIMITS) || f->kind == INSIDE) return;
+    if (f->kind == CLAMPED)
+        EACH {
+            const vf kept = vf_min(vf_set(f->max), vf_max(vf_set(f->min), r[i]));
+            h->above = vc_add(h->above, vf_ne(kept, r[i]));
+            r[i] = kept;
+        }
+    else if (f->kind == WRAPPED)
+        EACH {
+            const vf origin = vf_set(f->origin), code = vf_add(r[i], origin);
+            const vf kept = vf_or(vf_and(code, vf_set(f->kept)), vf_set(f->base));
+            h->above = vc_add(h->above, vf_ne(kept, code));
+            if (form == FIXED_SUMS) h->far = vf_absmax(r[i], h->far); /* the caller keeps others near */
+            r[i] = vf_sub(kept, origin);
+        }
+    else
+        EACH r[i] = in_narrow_range(r[i], f, form, h);
 }
 
 INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, const range *limit, const int mode, const int form,
                            const int watching, const keys *key, uint32_t n, events *seen_here) {
     const vf x = vf_set(factor);
-    const int single = form != FIXED_SUMS && f->magic == 0.0f, drawn = mode == NEAREST_AWAY || mode == STOCHASTIC;
-    EACH {
-        const vf near = vf_mul(w[i], x);
-        vf r = near;
-        if (single && drawn)
-            r = single_of(near, vf_fma(w[i], x, vf_neg(near)), mode, key + i, n);
-        else if (!single && mode == NEAREST_EVEN) {
-            const vf magic = vf_mul(scale_in(near, f, mode, form, watching), vf_set(f->magic));
-            r = vf_sub(vf_fma(w[i], x, magic), magic);
-        } else if (!single)
-            r = scaled_to_units(near, scale_in(near, f, mode, form, watching), f, mode, key + i, n);
-        if (watching & COUNTS) {
-            const vf kept = flushed(r, vf_set(f->flush), f->flush > 0.0f);
-            const vf rest = vf_fma(w[i], x, vf_neg(kept)), room = vf_fma(vf_abs(w[i]), vf_abs(x), vf_set(-f->normal));
-            const vm below = vm_and(vf_ne(rest, vf_set(0.0f)), vf_lt(room, vf_set(0.0f)));
-            seen_here->underflow = vc_add(seen_here->underflow, f->mask ? below : vm_and(below, vf_eq(kept, vf_set(0.0f))));
-        }
-        p[i] = ranged(r, f, limit, form, watching, seen_here);
+    const int single = form != FIXED_SUMS && f->magic == 0.0f; /* float32 itself */
+    if (mode == NEAREST_EVEN && (form == FIXED_SUMS || !f->mask)) {
+        const vf magic = vf_mul(vf_set(f->least), vf_set(f->magic));
+        EACH p[i] = vf_sub(vf_fma(w[i], x, magic), magic);
+    } else {
+        EACH p[i] = vf_mul(w[i], x);
+        if (single && (mode == NEAREST_AWAY || mode == STOCHASTIC))
+            EACH {
+                const vf near = p[i], r = single_of(near, vf_fma(w[i], x, vf_neg(near)), mode, key + i, n);
+                p[i] = watching & LIMITS ? vf_pick(vf_le(vf_abs(near), vf_set(FLT_MAX)), r, near) : r;
+            }
+        else if (!single && mode == NEAREST_EVEN)
+            EACH {
+                const vf magic = vf_mul(scale_in(p[i], f, mode, form, watching), vf_set(f->magic));
+                p[i] = vf_sub(vf_fma(w[i], x, magic), magic);
+            }
+        else if (!single)
+            to_units(p, p, f, mode, form, watching, key, n);
     }
+    if (form != FIXED_SUMS) all_flushed(p, f);
+    if (watching & COUNTS)
+        EACH {
+            const vf rest = vf_fma(w[i], x, vf_neg(p[i])), room = vf_fma(vf_abs(w[i]), vf_abs(x), vf_set(-f->normal));
+            const vm below = vm_and(vf_ne(rest, vf_set(0.0f)), vf_lt(room, vf_set(0.0f)));
+            seen_here->underflow = vc_add(seen_here->underflow, f->mask ? below : vm_and(below, vf_eq(p[i], vf_set(0.0f))));
+        }
+    ranged(p, limit, form, watching, seen_here);
 }
 
 /* What a + b lost by being rounded, to nearest, to s. */
@@ -202,7 +238,8 @@ INLINE vf error_of(vf a, vf b, vf s) {
 INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, const int mode, const int form, int innocuous,
                        const int watching, const keys *key, uint32_t n, events *seen_here) {
     if (form == FIXED_SUMS) { /* exact */
-        EACH a[i] = ranged(vf_add(a[i], b[i]), f, limit, form, watching, seen_here);
+        EACH a[i] = vf_add(a[i], b[i]);
+        ranged(a, limit, form, watching, seen_here);
         return;
     }
     const int single = f->magic == 0.0f, odd = HAS_ODD && mode == NEAREST_EVEN && !innocuous && !single;
@@ -224,15 +261,17 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, c
             r[i] = single_of(s[i], rest, mode, key + i, n);
             if (watching & LIMITS) r[i] = vf_pick(vf_le(vf_abs(s[i]), vf_set(FLT_MAX)), r[i], s[i]);
         }
+    else if (single)
+        EACH r[i] = s[i];
     else
-        EACH r[i] = single ? s[i] : scaled_to_units(s[i], scale_in(s[i], f, mode, form, watching), f, mode, key + i, n);
+        to_units(r, s, f, mode, form, watching, key, n);
     if (lost)
         EACH {
             const vf off = vf_sub(s[i], r[i]), half = vf_mul(scale_in(s[i], f, mode, form, watching), vf_set(f->half));
             const vm wrong = vm_and(vf_eq(vf_abs(off), half), vf_lt(zero, vf_xor(e[i], vf_and(off, SIGN))));
             r[i] = vf_add(r[i], vf_pick(wrong, vf_add(off, off), zero));
         }
-    EACH r[i] = ranged(r[i], f, limit, form, watching & ~LIMITS, seen_here);
+    all_flushed(r, f);
     if (watching & COUNTS)
         EACH {
             const vf normal = vf_set(f->normal), size = vf_abs(s[i]);
@@ -256,7 +295,8 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, c
             const vm below = vm_and(vm_or(vf_lt(size, normal), at), vm_or(inexact, vf_ne(s[i], r[i])));
             seen_here->underflow = vc_add(seen_here->underflow, f->mask ? below : vm_and(below, vf_eq(r[i], zero)));
         }
-    EACH a[i] = watching & LIMITS ? in_narrow_range(r[i], limit, form, seen_here) : r[i];
+    EACH a[i] = r[i];
+    ranged(a, limit, form, watching, seen_here);
 }
 
 /* What the operations of one call share. */
@@ -265,6 +305,7 @@ typedef struct {
     range limit[3];
     ranged_place last; /* the accumulator */
     int mode, innocuous, within[3], exact_below, exact_last; /* exact: sums below the normal range; in the accumulator */
+    int last_safe;
 } operations;
 
 /* What happened to one vector's rows; the accumulator's: `last`, where it is watched. */
@@ -281,11 +322,11 @@ INLINE void accumulate(float *acc, const float *sum, const operations *o, const 
         ve word = ve_load(key_a + l);
         if (mode == STOCHASTIC) word = ve_add(ve_mul(word, ve_set(n)), ve_load(key_b + l));
         if (form == FIXED_SUMS || o->exact_last)
-            vd_store(acc + l, in_range(vd_add(a, b), &o->last, form, h));
+            vd_store(acc + l, seldom_out(vd_add(a, b), &o->last, form, h));
         else
             vd_store(acc + l, wide_rounded(mode == NEAREST_EVEN ? vd_odd(a, b) : vd_add(a, b), a, b,
                                            mode == NEAREST_EVEN ? ODD_SUM_OF : SUM_OF, &o->last, mode, FLUSHING, &word, word,
-                                           watching & COUNTS, 1, h));
+                                           watching & COUNTS, SELDOM, h));
     }
 }
 
@@ -323,7 +364,7 @@ INLINE void one_sub_vector(float *level, float *acc, const float *wide, const fl
         }
 #undef PRODUCTS_OF
 #undef SUMS_OF
-    if (watching) {
+    if (watching && !o->last_safe) {
         accumulate(acc, level, o, mode, form, watching, key_a, key_b, op, &seen_here->last);
         return;
     }
@@ -372,6 +413,7 @@ typedef struct {
     const uint8_t *take;
     const uint32_t *step_keys;
     seen *n;
+    int flags; /* TAME and LAST_SAFE */
 } general_call;
 
 /* Vector v's rows again: by `dot_wide.h`, and by the exact path. */
@@ -401,11 +443,12 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
     const fmt *formats = c->u[c->order[0] & 3].place;
     float wide[16 * LANES] ALIGNED, level[8 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
     uint32_t key_a[TILE * LANES] ALIGNED, key_b[TILE * LANES] ALIGNED;
-    operations o = {.last = ranged_of(formats + ACCUMULATOR, mode), .exact_below = !c->g->narrows};
+    operations o = {.last = ranged_of(formats + ACCUMULATOR, mode, c->flags & TAME && formats[ACCUMULATOR].kind == FIXED),
+                    .exact_below = !c->g->narrows, .last_safe = c->flags & LAST_SAFE};
     o.exact_last = formats[TREE].kind == FIXED && formats[ACCUMULATOR].kind == FIXED &&
                    formats[ACCUMULATOR].places >= formats[TREE].places;
     for (int p = 0; p < 3; p++)
-        o.place[p] = c->g->place[p], o.within[p] = c->g->within[p], o.limit[p] = range_of(formats + p, mode);
+        o.place[p] = c->g->place[p], o.within[p] = c->g->within[p], o.limit[p] = range_of(formats + p, mode, c->flags & TAME);
     for (ptrdiff_t r = 0; r < c->count; r += LOCK_ROWS) {
         const int32_t *order = c->order + r;
         for (ptrdiff_t first = 0; first < c->nv; first += TILE) {
@@ -416,7 +459,7 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
             if (!used) continue;
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
-                seen_here[u] = (passed){{NO_EVENTS, NO_EVENTS}, {0, 0, 0, vd_set(0.0)}};
+                seen_here[u] = (passed){{NO_EVENTS, NO_EVENTS}, NOTHING_HAPPENED};
                 if (mode == STOCHASTIC)
                     lock_keys(key_a + u * LANES, key_b + u * LANES, c->step_keys[first + place[u]], order);
             }
@@ -437,7 +480,7 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
                 if (!watching) continue;
                 for (int p = PRODUCT; p <= TREE; p++)
                     told(vc_sum(h->place[p].above), vc_sum(h->place[p].below), vc_sum(h->place[p].underflow), formats + p, mode, c->n + p);
-                told(h->last.above, h->last.below, h->last.underflow, formats + ACCUMULATOR, mode, c->n + ACCUMULATOR);
+                told(vn_sum(h->last.above), vn_sum(h->last.below), vn_sum(h->last.underflow), formats + ACCUMULATOR, mode, c->n + ACCUMULATOR);
             }
         }
     }
@@ -473,7 +516,7 @@ GENERAL_ROWS(rows_innocuous_counted, NEAREST_EVEN, GRADUAL, 1, RANGE | COUNTS)
 void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const int32_t *order, ptrdiff_t count,
                         const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,
                         const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *n) {
-    const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n};
+    const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n, watching & ~(RANGE | COUNTS | LIMITS)};
     /* by COUNTS and LIMITS; fixed point is always watched somewhat */
 #define FORMS(name)                                                                      \
     {{name##_ranged, name##_counted, name##_limited, name##_watched},                    \
@@ -483,7 +526,7 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
 #undef FORMS
     static rows_of *const free_run[] = {rows_nearest_free, rows_away_free, rows_zero_free, rows_up_free, rows_down_free, rows_stochastic_free};
     static rows_of *const innocuous[] = {rows_innocuous_ranged, rows_innocuous_counted};
-    const int fixed = form_of(u[order[0] & 3].place) == FIXED_SUMS, flags = watching / COUNTS;
+    const int fixed = form_of(u[order[0] & 3].place) == FIXED_SUMS, flags = (watching & (COUNTS | LIMITS)) / COUNTS;
     const unsigned before = turned(g->mode);
     if (g->mode == STOCHASTIC && !flags && !g->narrows)
         rows_drawn(&c);

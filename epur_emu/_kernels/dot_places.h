@@ -35,19 +35,32 @@ INLINE vd wide_units(vd v, const wide_place *f, const int mode, const int fixed,
     return wide_units_of(v, f, mode, fixed, 0, word, key);
 }
 
+/* What must be done to keep a place's results in its range: whatever they are; nothing; where all are finite, cut or wrap codes. */
+enum { AS_EVER, INSIDE, CLAMPED, WRAPPED };
+
+/* Which of these; tame: results are finite, and floats in their range. Of at most `most` codes that wrap. */
+static inline int kind_of(const fmt *f, int tame, double most) {
+    if (!tame) return AS_EVER;
+    if (f->kind == FLOAT) return INSIDE;
+    return f->overflow != WRAP ? CLAMPED : f->codes <= most ? WRAPPED : AS_EVER;
+}
+
 /* A place with its range. `above` and `below` are what results beyond max and min become, unless they are beyond `edge`; span: of all
- * codes, 0: does not wrap; takes: not-a-number to 0, infinities to not-a-number. */
+ * codes, 0: does not wrap; takes: not-a-number to 0, infinities to not-a-number. WRAPPED: of results +
+ * origin the bits `kept` are a code from the least one on, all others those of `base`. */
 typedef struct {
     wide_place f;
-    vd max, min, above, below, edge, span;
-    int wraps, takes_nan, takes_infinity;
+    vd max, min, above, below, edge, span, near; /* of either sign, what is no farther is in range */
+    vd origin, kept, base;
+    int wraps, takes_nan, takes_infinity, kind;
 } ranged_place;
 
 /* What happened at a place in VD neurons: results above and below the range, underflows, the largest result that was to wrap. */
 typedef struct {
-    int64_t above, below, underflow;
+    vn above, below, underflow;
     vd far;
 } happened;
+#define NOTHING_HAPPENED ((happened){vn_zero(), vn_zero(), vn_zero(), vd_set(0.0)})
 
 #define FAR 0x1p50 /* codes that `(v + M) - M` still rounds to integers */
 
@@ -58,26 +71,43 @@ static inline double beyond_max(const fmt *f, int mode, int negative) {
     return f->overflow == TO_NAN ? NAN : negative ? -INFINITY : INFINITY;
 }
 
-static inline ranged_place ranged_of(const fmt *f, int mode) {
+static inline ranged_place ranged_of(const fmt *f, int mode, int tame) {
     const int real = f->kind == FLOAT, places = real ? f->places : 0, wraps = f->overflow == WRAP;
     const float one = ldexpf(1.0f, -places), normal = ldexpf(1.0f, real ? f->min_exp : -f->places);
     const float flush = real && !f->subnormal ? normal : 0.0f;
+    const double base = 0x1.8p52 * normal;
+    const uint64_t code = wraps ? (uint64_t)f->codes - 1 : 0;
+    double kept;
+    memcpy(&kept, &code, sizeof kept);
     const lanes constants = {real ? 0x7f800000U : 0, flush > 0.0f ? normal / 2 : normal, one / 2, 0x1.8p52f * one, 0.0f, normal, flush, one};
     return (ranged_place){
         wide_of(&constants, mode), vd_set(f->max), vd_set(f->min), vd_set(beyond_max(f, mode, 0)), vd_set(beyond_max(f, mode, 1)),
         vd_set(!real || f->overflow == SATURATE ? INFINITY : DBL_MAX), vd_set(wraps ? f->codes * normal : 0.0),
-        wraps, !real, f->overflow == TO_NAN};
+        vd_set(fmin(f->max, -f->min)), vd_set(base - f->min), vd_set(kept), vd_set(base),
+        wraps, !real, f->overflow == TO_NAN, kind_of(f, tame, 0x1p32)};
 }
 
 /* r, beyond the range, as the format has it. */
 INLINE vd in_range(vd r, const ranged_place *f, const int form, happened *h) {
     const vd most = vd_set(DBL_MAX), none = vd_set(0.0);
+    if (f->kind == INSIDE) return r;
+    if (f->kind == CLAMPED) {
+        const vd kept = vd_min(f->max, vd_max(f->min, r));
+        h->above = vn_add(h->above, vd_ne(kept, r));
+        return kept;
+    }
+    if (f->kind == WRAPPED) {
+        const vd code = vd_add(r, f->origin), kept = vd_or(vd_and(code, f->kept), f->base);
+        h->above = vn_add(h->above, vd_ne(kept, code));
+        h->far = vd_max(vd_abs(r), h->far);
+        return vd_sub(kept, f->origin);
+    }
     vdm high = vd_lt(f->max, r), low = vd_lt(r, f->min);
     if (form != FIXED_SUMS) {
         high = vdm_and(high, vd_le(r, f->edge));
         low = vdm_and(low, vd_le(vd_neg(f->edge), r));
     }
-    h->above += vdm_count(high), h->below += vdm_count(low);
+    h->above = vn_add(h->above, high), h->below = vn_add(h->below, low);
     if (f->wraps) {
         const vd magic = vd_mul(f->span, vd_set(1.5 * 0x1p52)), round = vd_sub(r, vd_sub(vd_add(r, magic), magic));
         const vd down = vd_pick(vd_lt(f->max, round), vd_sub(round, f->span), round);
@@ -90,9 +120,15 @@ INLINE vd in_range(vd r, const ranged_place *f, const int form, happened *h) {
     return r;
 }
 
+/* The same where that is seldom. */
+INLINE vd seldom_out(vd r, const ranged_place *f, const int form, happened *h) {
+    return vdm_any(vd_beyond(r, f->near)) ? in_range(r, f, form, h) : r;
+}
+
 /* v to the place's units; `sum` a constant: whether v is, of a and b, and by what it was rounded. Other constants: `counted` and
  * `limited`, whether underflows and results out of range are looked for. */
 enum { PRODUCT_OF, SUM_OF, ODD_SUM_OF };
+enum { OFTEN = 1, SELDOM };
 INLINE vd wide_rounded(vd v, vd a, vd b, const int sum, const ranged_place *to, const int mode, const int form, ve *word, ve key,
                        const int counted, const int limited, happened *h) {
     const wide_place *f = &to->f;
@@ -108,10 +144,10 @@ INLINE vd wide_rounded(vd v, vd a, vd b, const int sum, const ranged_place *to, 
                 if (mode == UPWARD) small = vdm_or(small, vdm_and(cut, vd_eq(v, f->normal)));
                 if (mode == DOWNWARD) small = vdm_or(small, vdm_and(cut, vd_eq(v, vd_neg(f->normal))));
             }
-            h->underflow += vdm_count(vdm_and(vdm_and(inexact, small), vd_eq(vd_and(r, f->whole), vd_set(0.0))));
+            h->underflow = vn_add(h->underflow, vdm_and(vdm_and(inexact, small), vd_eq(vd_and(r, f->whole), vd_set(0.0))));
         }
     }
-    return limited ? in_range(r, to, form, h) : r;
+    return limited == SELDOM ? seldom_out(r, to, form, h) : limited ? in_range(r, to, form, h) : r;
 }
 
 /* What happened at a place as `n` has it. */

@@ -40,7 +40,7 @@ INLINE void wide_sub_vector(float *acc, const float *w, const double *x, const r
             p[j] = wide_rounded(ADDED(a, b), a, b, sum, f + TREE, mode, form, &next, k, counted, limited, h + TREE);
         }
     const vd a = vd_load(acc);
-    vd_store(acc, wide_rounded(ADDED(a, p[0]), a, p[0], sum, f + ACCUMULATOR, mode, form, &next, k, counted, 1, h + ACCUMULATOR));
+    vd_store(acc, wide_rounded(ADDED(a, p[0]), a, p[0], sum, f + ACCUMULATOR, mode, form, &next, k, counted, SELDOM, h + ACCUMULATOR));
 #undef ADDED
     if (mode == STOCHASTIC) ve_store(word, form == FIXED_SUMS ? ve_add(next, ve_up(k, 4)) : next); /* 16 sums drew none */
 }
@@ -54,11 +54,14 @@ INLINE void wide_lock(const general_call *c, const int32_t *order, ptrdiff_t fir
     ranged_place f[3];
     const fmt *formats = c->u[order[0] & 3].place;
     float *a = c->acc + first * c->pitch;
-    for (int p = 0; p < 3; p++) f[p] = ranged_of(formats + p, mode);
+    for (int p = 0; p < 3; p++) {
+        const int tame = form == FIXED_SUMS || (c->flags & TAME && (p < ACCUMULATOR || formats[p].kind == FIXED));
+        f[p] = ranged_of(formats + p, mode, tame);
+    }
     for (ptrdiff_t u = 0; u < used; u++) {
         gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
         if (mode == STOCHASTIC) lock_words(key + u * LANES, word + u * LANES, c->step_keys[first + place[u]], order, c->first_sub);
-        for (int p = 0; p < 3; p++) h[u][p] = (happened){0, 0, 0, vd_set(0.0)};
+        for (int p = 0; p < 3; p++) h[u][p] = NOTHING_HAPPENED;
     }
     for (ptrdiff_t s = 0; s < c->m->subs; s++) {
         widen(wide, c->m, order, s);
@@ -79,7 +82,7 @@ INLINE void wide_lock(const general_call *c, const int32_t *order, ptrdiff_t fir
             continue;
         }
         scatter_lanes(a + place[u] * c->pitch, sums + u * LANES, order);
-        for (int p = 0; p < 3; p++) told(h[u][p].above, h[u][p].below, h[u][p].underflow, formats + p, mode, c->n + p);
+        for (int p = 0; p < 3; p++) told(vn_sum(h[u][p].above), vn_sum(h[u][p].below), vn_sum(h[u][p].underflow), formats + p, mode, c->n + p);
     }
 }
 
@@ -133,7 +136,7 @@ static void again(const general_call *c, const int32_t *order, ptrdiff_t v) {
 void LEVEL(dot_wide)(const matrix *m, const general *g, const unit *u, const int32_t *order, ptrdiff_t count, const float *x,
                      float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, const uint32_t *step_keys,
                      ptrdiff_t first_sub, int watching, seen *n) {
-    const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n};
+    const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n, watching & TAME};
     lock_of *const run = wide_form(u[order[0] & 3].place, g, g->innocuous, watching);
     const unsigned before = turned(g->mode);
     for (ptrdiff_t r = 0; r < count; r += LOCK_ROWS)

@@ -67,7 +67,8 @@ cdef extern from * nogil:
         double norm[2]
         double part[2]
         double low[2]
-        double limit, tree_limit, lanes_limit, least_product
+        double limit, tree_limit, tame_limit, lanes_limit, least_product
+        bint wraps, wraps_far, far
         operand operand[2]
         int counts_input
         int_matrix codes[2]
@@ -290,6 +291,8 @@ cdef class Pass:
             g.general.place[k] = lanes_of(values["lanes"][k])
             g.general.within[k] = values["within"][k]
         g.general.mode, g.general.innocuous, g.general.narrows = values["mode"], values["innocuous"], values["narrows"]
+        g.tame_limit, g.wraps, g.wraps_far = values["tame_limit"], values["wraps"], values["wraps_far"]
+        g.far = values["far"]
         g.limit, g.tree_limit, g.lanes_limit = values["limit"], values["tree_limit"], values["lanes_limit"]
         g.least_product = values["least_product"]
         for k, (array, store, rows, subs, norm, part, low) in enumerate(values["w"]):

@@ -45,8 +45,8 @@ typedef struct {
 } general;
 
 /* What `dot_general` and `dot_wide` look out for, flags: whether the accumulator leaves its range (`dot_wide`: always), underflows, whether
- * products and tree leave theirs. */
-enum { NOTHING = 0, RANGE = 1, COUNTS = 2, LIMITS = 4 };
+ * products and tree leave theirs. With that: that floats among these do not, nor become infinite; that the accumulator does not. */
+enum { NOTHING = 0, RANGE = 1, COUNTS = 2, LIMITS = 4, TAME = 8, LAST_SAFE = 16 };
 
 /* What the MU's fast form takes; tables are indexed by codes and hold results' codes, see `mu_narrow.h`. */
 typedef struct {

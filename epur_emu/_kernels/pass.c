@@ -114,8 +114,9 @@ static int same_operand(const operand *a, const operand *b) {
            a->block == b->block && a->max_exp == b->max_exp && memcmp(&a->format, &b->format, sizeof a->format) == 0;
 }
 
-/* The general path where no value can leave its range, where only the accumulator can, and where all can; the wide one where all can. */
-enum { SAFELY = BY_INTEGERS, RANGED = BY_HALVES + 1, LIMITED, BEYOND, WAYS };
+/* The general path where no value can leave its range, where only the accumulator can, where fixed-point products and trees
+ * can, where these and the accumulator can, and where all can; the wide one where all can, or fixed point only. */
+enum { SAFELY = BY_INTEGERS, RANGED = BY_HALVES + 1, TAMED, TAMED_SUMS, LIMITED, BEYOND, TAMED_BEYOND, WAYS };
 
 /* --- room ---
  * For each call of at most nv vectors: operands (subs, nv, 16), codes (nv, inputs), masks, keys, one row. */
@@ -228,8 +229,10 @@ static void some_rows(void *call, int part, int parts) {
     products *c = call;
     const pass *p = c->p;
     const int counts = p->counted ? COUNTS : NOTHING;
-    const int watching[WAYS] = {[BY_GENERAL] = RANGE | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE, [LIMITED] = RANGE | LIMITS | counts,
-                                [BY_WIDE] = counts, [BEYOND] = LIMITS | counts};
+    const int watching[WAYS] = {[BY_GENERAL] = RANGE | TAME | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE | TAME,
+                                [TAMED] = RANGE | LIMITS | TAME | LAST_SAFE, [TAMED_SUMS] = RANGE | LIMITS | TAME | counts,
+                                [LIMITED] = RANGE | LIMITS | counts,
+                                [BY_WIDE] = counts, [BEYOND] = LIMITS | counts, [TAMED_BEYOND] = LIMITS | TAME | counts};
     const group *q = c->q;
     const room_t *r = c->k->room;
     const matrix *m = &q->w[c->which];
@@ -247,7 +250,7 @@ static void some_rows(void *call, int part, int parts) {
         counted_chain(c, from, from + count, n);
     else if (c->way == BY_CHAIN)
         chained(c, order, count, c->underflows ? &n[PRODUCT].underflow : NULL);
-    else if (c->way == BY_WIDE || c->way == BEYOND)
+    else if (c->way == BY_WIDE || c->way == BEYOND || c->way == TAMED_BEYOND)
         AT_LEVEL(p->level, dot_wide)(m, &q->general, p->unit, order, count, r->x, c->sums, pitch, take, nv, r->keys, first_sub,
                                      watching[c->way], n);
     else if (c->way == BY_EXACT)
@@ -385,9 +388,9 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             float top, least;
             const int kind = AT_LEVEL(p->level, extent)(r->x + v * 16, m->subs, nv * 16, &top, &least), finite = kind > 0;
             double *b = bound + v * p->groups + g;
-            const double after = *b + q->norm[which] * top;
-            const int calm = q->part[which] * top <= q->tree_limit, within = finite && calm;
-            *b = within ? after : INFINITY; /* the accumulator may be infinite afterwards */
+            const double after = *b + q->norm[which] * top, part = q->part[which] * top;
+            const int calm = part <= q->tree_limit, within = finite && calm, tame = finite && part <= q->tame_limit;
+            *b = !within && (!tame || q->wraps) ? INFINITY : after; /* the accumulator may be infinite afterwards */
             if (kind < 0 && !bounded && !p->counted && (top == 0 || (calm && after <= q->limit))) {
                 lose(&call, sums + v * (rows + 1) * 16);
                 for (int way = 0; way < WAYS; way++) r->take[way][v] = 0;
@@ -396,12 +399,13 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int lanes = q->low[which] * least >= q->least_product, safe = *b <= q->limit;
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS || q->path == BY_HALVES;
             const int by_chain = finite && narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
-            const int single = q->path != BY_WIDE && lanes && q->part[which] * top <= q->lanes_limit;
+            const int single = q->path != BY_WIDE && lanes && part <= q->lanes_limit;
             const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
                              : fixed == 3 && !(finite && q->part[which] < INFINITY) ? BY_EXACT
                              : within && (q->path == BY_WIDE || !single) ? BY_WIDE
-                             : !single                                 ? BEYOND
-                             : !within                                 ? LIMITED
+                             : !single || (!within && (q->wraps_far || (!tame && q->far))) ? tame ? TAMED_BEYOND : BEYOND
+                             : !within && !tame                        ? LIMITED
+                             : !within                                 ? safe && !p->counted ? TAMED : TAMED_SUMS
                              : p->counted                              ? BY_GENERAL
                              : safe                                    ? SAFELY
                                                                        : RANGED;

@@ -20,11 +20,11 @@
  *   vf_normal(v)      v, or 0 where it is subnormal, between `flushing`, whose result goes to `flushing_no_more`, and that
  *   vd_..., ve_...    VD doubles and as many words of 32 bits: vd_load, vd_store from and to floats, vd_get, vd_put as they are;
  *                     vd_flushed(r, least) r, or 0 if |r| is below (not-a-number stays); vd_of(e) of integers; ve_down(a) the upper 12 bits;
- *                     vd_odd(a, b) as vf_odd; vdm, vd_lt, ... masks: vdm_count(m) lanes set, vd_pick(m, a, b) a where it is
+ *                     vd_odd(a, b) as vf_odd; vdm, vd_lt, ... masks: vd_pick(m, a, b) a where it is
  *                     vd_whole(a) to the nearest whole number whatever the direction; vd_power(k) 2^k; vd_index(a) of whole numbers;
  *                     vd_gather(p, e) the doubles at p + e; vdm masks; vd_beyond(a, most) where not |a| <= most; vd_only(m, a) a, else 0;
  *                     vd_below(v, r, normal, whole) how many |v| != |r| are below normal where r's bits in `whole` are 0
- *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes
+ *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes; vn_add, vn_sum likewise of masks vdm
  */
 #ifndef EPUR_SIMD_H
 #define EPUR_SIMD_H
@@ -207,7 +207,14 @@ static inline int vd_below(vd v, vd r, vd normal, vd whole) {
 #define vd_eq(a, b) _mm256_cmp_pd(a, b, _CMP_EQ_OQ)
 #define vd_neg(a) _mm256_xor_pd(_mm256_set1_pd(-0.0), a)
 #define vdm_and(a, b) _mm256_and_pd(a, b)
-#define vdm_count(m) __builtin_popcount((unsigned)_mm256_movemask_pd(m))
+typedef __m256i vn;
+#define vn_zero() _mm256_setzero_si256()
+#define vn_add(n, m) _mm256_sub_epi64(n, _mm256_castpd_si256(m))
+static inline int64_t vn_sum(vn n) {
+    int64_t lane[4];
+    _mm256_storeu_si256((__m256i *)lane, n);
+    return lane[0] + lane[1] + lane[2] + lane[3];
+}
 #define vd_pick(m, a, b) _mm256_blendv_pd(b, a, m)
 /* Where the processor rounds to nearest. */
 static inline vd vd_odd(vd a, vd b) {
@@ -355,7 +362,10 @@ static inline int vd_below(vd v, vd r, vd normal, vd whole) {
 #define vd_eq(a, b) _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)
 #define vd_neg(a) _mm512_xor_pd(_mm512_set1_pd(-0.0), a)
 #define vdm_and(a, b) ((vdm)((a) & (b)))
-#define vdm_count(m) __builtin_popcount((unsigned)(m))
+typedef __m512i vn; /* not popcounts: GCC 12 reads a spilled mask's byte as four */
+#define vn_zero() _mm512_setzero_si512()
+#define vn_add(n, m) _mm512_mask_add_epi64(n, m, n, _mm512_set1_epi64(1))
+#define vn_sum(n) ((int64_t)_mm512_reduce_add_epi64(n))
 #define vd_pick(m, a, b) _mm512_mask_blend_pd(m, b, a)
 static inline vd vd_odd(vd a, vd b) {
     const vd below = _mm512_add_round_pd(a, b, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -376,10 +386,10 @@ static inline vd vd_odd(vd a, vd b) {
 #define vf_lt(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
 #define vm_and(a, b) ((vm)((a) & (b)))
 #define vm_or(a, b) ((vm)((a) | (b)))
-typedef int64_t vc;
-#define vc_zero() 0
-#define vc_add(n, m) ((n) + __builtin_popcount((unsigned)(m)))
-#define vc_sum(n) (n)
+typedef __m512i vc;
+#define vc_zero() _mm512_setzero_si512()
+#define vc_add(n, m) _mm512_mask_add_epi32(n, m, n, _mm512_set1_epi32(1))
+#define vc_sum(n) ((int64_t)_mm512_reduce_add_epi32(n))
 
 #endif
 

@@ -33,6 +33,7 @@
 #define _mm512_set1_epi16(s) simde_mm512_set1_epi16(s)
 #define _mm512_add_epi32(a, b) simde_mm512_add_epi32(a, b)
 #define _mm512_mask_add_epi32(s, k, a, b) simde_mm512_mask_add_epi32(s, k, a, b)
+#define _mm512_mask_add_epi64(s, k, a, b) simde_mm512_mask_add_epi64(s, k, a, b)
 #define _mm512_min_epi32(a, b) simde_mm512_min_epi32(a, b)
 #define _mm512_max_epi32(a, b) simde_mm512_max_epi32(a, b)
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
@@ -211,6 +212,13 @@ static inline int portable_sum(simde__m512i a) {
     return sum;
 }
 #define _mm512_reduce_add_epi32(a) portable_sum(a)
+static inline int64_t portable_long_sum(simde__m512i a) {
+    const simde__m512i_private x = simde__m512i_to_private(a);
+    int64_t sum = 0;
+    for (int i = 0; i < 8; i++) sum += x.i64[i];
+    return sum;
+}
+#define _mm512_reduce_add_epi64(a) portable_long_sum(a)
 
 static inline simde__m512 portable_cvtph(__m256i h) {
     simde__m512_private r;
