@@ -60,7 +60,7 @@ INLINE vp vp_clamped(vp r, double most) {
 typedef struct {
     wide_place f;
     vd max;
-    int64_t below;
+    vn below;
 } mu_place;
 
 /* A gate's operations on VP cells, one after the other; `left`: lanes that the exact path must do. */
@@ -70,7 +70,7 @@ typedef struct {
     ve key[PARTS], word[PARTS];
 } mu_line;
 
-INLINE mu_place mu_place_of(const lanes *f, const int mode) { return (mu_place){wide_of(f, mode), vd_set(f->max), 0}; }
+INLINE mu_place mu_place_of(const lanes *f, const int mode) { return (mu_place){wide_of(f, mode), vd_set(f->max), vn_zero()}; }
 
 /* The random numbers' keys of a block's gates (4, 16), and their words of an operation. */
 INLINE void mu_words(uint32_t *key, uint32_t *word, uint32_t step_key, ptrdiff_t block, uint32_t operation) {
@@ -92,7 +92,7 @@ INLINE vp mu_stored(mu_line *g, vp v, mu_place *p, const int mode) {
     *g->left = left;
     if (vdm_any(vdm_or(small[0], small[1]))) PART {
             r.p[i] = vd_flushed(r.p[i], p->f.flush);
-            p->below += vd_below(v.p[i], r.p[i], p->f.normal, p->f.whole);
+            p->below = vn_add(p->below, vd_below(v.p[i], r.p[i], p->f.normal, p->f.whole));
         }
     return r;
 }
@@ -118,7 +118,7 @@ INLINE vp mu_function(mu_line *g, vp v, vp x, const int mode) {
             r.p[i] = vd_flushed(r.p[i], p->f.flush);
             /* with 53 bits it is no value of the place */
             const vd inexact = vd_or(low.p[i], vd_only(irrational[i], vd_set(0x1p-1074)));
-            p->below += vd_below(inexact, r.p[i], p->f.normal, p->f.whole);
+            p->below = vn_add(p->below, vd_below(inexact, r.p[i], p->f.normal, p->f.whole));
         }
     *g->left = left;
     return r;
@@ -228,7 +228,7 @@ INLINE int mu_wide_block(const mu_wides *k, ptrdiff_t block, const float *acc, f
         if (vdm_any(left)) return 0;
     }
     for (int l = 0; l < 16; l++) c[l] = new_c[l] == 0.0f ? 0.0f : new_c[l], h[l] = new_h[l] == 0.0f ? 0.0f : new_h[l];
-    for (int p = 0; p < 3; p++) n[p].underflow += place[p].below;
+    for (int p = 0; p < 3; p++) n[p].underflow += vn_sum(place[p].below);
     return 1;
 }
 
@@ -245,7 +245,7 @@ INLINE int mu_integers(const lanes *f, ptrdiff_t block, const int32_t *acc, cons
         if (mode == STOCHASTIC) mu_words_at(&g, key + l, word + l);
         vp_store(sums + l, mu_op(&g, v, mode));
     }
-    n->underflow += vdm_any(left) ? 0 : place.below;
+    n->underflow += vdm_any(left) ? 0 : vn_sum(place.below);
     return !vdm_any(left);
 }
 

@@ -23,7 +23,7 @@
  *                     vd_odd(a, b) as vf_odd; vdm, vd_lt, ... masks: vd_pick(m, a, b) a where it is
  *                     vd_whole(a) to the nearest whole number whatever the direction; vd_power(k) 2^k; vd_index(a) of whole numbers;
  *                     vd_gather(p, e) the doubles at p + e; vdm masks; vd_beyond(a, most) where not |a| <= most; vd_only(m, a) a, else 0;
- *                     vd_below(v, r, normal, whole) how many |v| != |r| are below normal where r's bits in `whole` are 0
+ *                     vd_below(v, r, normal, whole) which |v| != |r| are below normal where r's bits in `whole` are 0
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes; vn_add, vn_sum likewise of masks vdm
  */
 #ifndef EPUR_SIMD_H
@@ -198,10 +198,10 @@ typedef __m256d vdm;
 #define vdm_or(m, n) _mm256_or_pd(m, n)
 #define vdm_differ(m, n) _mm256_xor_pd(m, n)
 #define vdm_any(m) _mm256_movemask_pd(m)
-static inline int vd_below(vd v, vd r, vd normal, vd whole) {
+static inline vdm vd_below(vd v, vd r, vd normal, vd whole) {
     const vd inexact = _mm256_cmp_pd(v, r, _CMP_NEQ_UQ), small = _mm256_cmp_pd(vd_abs(v), normal, _CMP_LT_OQ);
     const vd gone = _mm256_cmp_pd(vd_and(r, whole), _mm256_setzero_pd(), _CMP_EQ_OQ);
-    return __builtin_popcount((unsigned)_mm256_movemask_pd(vd_and(vd_and(inexact, small), gone)));
+    return vd_and(vd_and(inexact, small), gone);
 }
 #define vd_le(a, b) _mm256_cmp_pd(a, b, _CMP_LE_OQ)
 #define vd_eq(a, b) _mm256_cmp_pd(a, b, _CMP_EQ_OQ)
@@ -352,11 +352,10 @@ typedef __mmask8 vdm;
 #define vdm_or(m, n) ((vdm)((m) | (n)))
 #define vdm_differ(m, n) ((vdm)((m) ^ (n)))
 #define vdm_any(m) ((int)(m))
-static inline int vd_below(vd v, vd r, vd normal, vd whole) {
+static inline vdm vd_below(vd v, vd r, vd normal, vd whole) {
     const __mmask8 inexact = _mm512_cmp_pd_mask(v, r, _CMP_NEQ_UQ);
     const __mmask8 small = _mm512_mask_cmp_pd_mask(inexact, vd_abs(v), normal, _CMP_LT_OQ);
-    const __mmask8 gone = _mm512_mask_cmp_pd_mask(small, vd_and(r, whole), _mm512_setzero_pd(), _CMP_EQ_OQ);
-    return __builtin_popcount((unsigned)gone);
+    return _mm512_mask_cmp_pd_mask(small, vd_and(r, whole), _mm512_setzero_pd(), _CMP_EQ_OQ);
 }
 #define vd_le(a, b) _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ)
 #define vd_eq(a, b) _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)
