@@ -400,15 +400,16 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             const int narrow = q->path == BY_CHAIN || q->path == BY_PAIRS || q->path == BY_HALVES;
             const int by_chain = finite && narrow && top * q->chain.product < INFINITY && may_flush(q, which, least);
             const int single = q->path != BY_WIDE && lanes && part <= q->lanes_limit;
-            const int path = by_chain && lanes && safe                 ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
+            const int too_far = !single || (!within && (q->wraps_far || (!tame && q->far)));
+            const int path = by_chain && lanes && safe                              ? may_pair(q, which, least) ? BY_PAIRS : BY_CHAIN
                              : fixed == 3 && !(finite && q->part[which] < INFINITY) ? BY_EXACT
-                             : within && (q->path == BY_WIDE || !single) ? BY_WIDE
-                             : !single || (!within && (q->wraps_far || (!tame && q->far))) ? tame ? TAMED_BEYOND : BEYOND
-                             : !within && !tame                        ? LIMITED
-                             : !within                                 ? safe && !p->counted ? TAMED : TAMED_SUMS
-                             : p->counted                              ? BY_GENERAL
-                             : safe                                    ? SAFELY
-                                                                       : RANGED;
+                             : within && (q->path == BY_WIDE || !single)            ? BY_WIDE
+                             : too_far                                              ? tame ? TAMED_BEYOND : BEYOND
+                             : !within && !tame                                     ? LIMITED
+                             : !within                                              ? safe && !p->counted ? TAMED : TAMED_SUMS
+                             : p->counted                                           ? BY_GENERAL
+                             : safe                                                 ? SAFELY
+                                                                                    : RANGED;
             for (int way = 0; way < WAYS; way++) r->take[way][v] = path == way;
             exact_products &= path != BY_CHAIN || q->low[which] * least >= q->chain.normal;
             any[path] = 1;
