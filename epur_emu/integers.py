@@ -24,6 +24,7 @@ except ImportError as error:
     ) from error
 from epur_emu.errors import FormatError
 from epur_emu.formats import FixedFormat, LinearFormat
+from epur_emu.network import PART
 from epur_emu.rounding import Counts, level_number
 
 F32 = npt.NDArray[np.float32]
@@ -35,9 +36,6 @@ GATES, LANES, SUB_VECTOR = 4, 16, 16
 
 #: Significant bits of a scale, so that 32 bits times it are exact in float64.
 SCALE_BITS = 21
-
-#: Weights that are converted at a time: more would only cost memory.
-PART = 2**16
 
 #: Largest code of weights and inputs that the kernel multiplies as bytes.
 NARROW = 127
@@ -100,6 +98,13 @@ def magnitudes(values: npt.NDArray[Any], level: int) -> F32:
     if values.size:
         packing.magnitudes(level, _numbers(values), top)
     return top
+
+
+def some_rows(matrix: npt.NDArray[Any]) -> list[slice]:
+    """Some rows at a time, of whole blocks."""
+    rows, inputs = matrix.shape
+    some = max(PART // inputs // LANES, 1) * LANES
+    return [slice(k, min(k + some, rows)) for k in range(0, rows, some)]
 
 
 def halves(values: npt.NDArray[np.float16]) -> npt.NDArray[np.uint16]:
@@ -257,10 +262,9 @@ class IntegerMatrix:
         some = len(packed) // blocks
         scale = np.require(scale, np.float64, ["C", "A"])
         for gate in members:
-            # A few rows that must be converted: more would only cost memory.
-            rows = cells if w.dtype == np.float16 else max(PART // inputs // LANES, 1) * LANES
-            for start in range(0, cells, rows):
-                part, block = slice(start, start + rows), start // LANES
+            whole = w.dtype == np.float16  # nothing is converted
+            for part in [slice(0, cells)] if whole else some_rows(w[gate]):
+                block = part.start // LANES
                 packing.pack_codes(
                     number, _numbers(w[gate, part]), scale[gate, part], factor, weight.max, narrow,
                     packed[block * some + gate * CACHE_LINE :], energy, block, seen,

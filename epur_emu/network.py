@@ -19,7 +19,7 @@ GATES = ("i", "f", "g", "o")
 
 Floats = npt.NDArray[np.floating]
 
-#: Weights that are converted at a time.
+#: Weights that are converted at a time: more would only cost memory.
 PART = 2**16
 
 

@@ -41,13 +41,13 @@ from epur_emu.formats import (
     unraising,
 )
 from epur_emu.integers import (
-    PART,
     IntegerMatrix,
     aligned_zeros,
     halves,
     magnitudes,
     multipliers,
     scales,
+    some_rows,
 )
 from epur_emu.network import LstmLayer
 from epur_emu.rounding import Counts, mix, quantise, round_to
@@ -251,7 +251,7 @@ class _Matrix:
         a = self.arithmetic
         for n, top in zip(self.members, self.tops, strict=True):
             gate = self.matrix[n, begin * LANES : end * LANES]
-            for part in _parts(gate) if self.drop is None else [slice(0, len(gate))]:
+            for part in some_rows(gate) if self.drop is None else [slice(0, len(gate))]:
                 rows, to = gate[part], None
                 direct = self.drop is not None
                 values = halves(rows) if direct else _weights(rows, a, top, counts, self.level)
@@ -324,13 +324,6 @@ def _dequantised(codes: F64, top: Any, largest: int, product: Plain) -> F32:
             code = round(Fraction(float(scaled[at])) / largest * unit) - product.min_code
             out[at] = float((code % span + product.min_code) * product.epsilon)
     return out
-
-
-def _parts(matrix: npt.NDArray[Any]) -> list[slice]:
-    """Some rows at a time, of whole blocks."""
-    rows, inputs = matrix.shape
-    some = max(PART // inputs // LANES, 1) * LANES
-    return [slice(k, min(k + some, rows)) for k in range(0, rows, some)]
 
 
 def _top(matrix: npt.NDArray[Any], a: Arithmetic, level: int) -> F32 | None:
@@ -919,10 +912,9 @@ def _lanes_limit(a: Arithmetic) -> float:
     for f in (a.product, a.tree):
         if isinstance(f, FixedFormat) and (f.max_code >= 2**22 - 1 or _wraps(f)):
             limit = min(limit, 2.0 ** (21 if _wraps(f) else 22) * _unit(f))
-    wraps = getattr(a.product, "overflow", "") == "wrap"
     if a.rounding == "stochastic":
         # 2^-12 units must be float32 values, or else the product, whose last place then decides.
-        if isinstance(a.product, FixedFormat) and (wraps or _precision(a.product) > NARROW):
+        if isinstance(a.product, FixedFormat) and (_wraps(a.product) or _precision(a.product) > NARROW):
             bits = sum(_precision(_multiplicand(f, a.product)) for f in (a.weight, a.input))
             limit = min(limit, (2.0 ** (22 if bits <= 24 else 12) - 2) * _unit(a.product))
         if isinstance(a.tree, FixedFormat) and _precision(a.tree) > NARROW and not _exact_sums(a):
@@ -956,7 +948,7 @@ def _pairs(a: Arithmetic, operands: Sequence[Format], level: int) -> bool:
     like = [(f.exponent_bits, f.mantissa_bits) for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
     narrow = max(map(_precision, operands)) <= BF16.precision
     return (
-        levels()[level] in ("avx512bf16", "avx512fp16") and narrow
+        "avx512bf16" in levels()[: level + 1] and narrow
         and like == [(BF16.exponent_bits, BF16.mantissa_bits)] * 2
     )  # fmt: skip
 
@@ -964,7 +956,7 @@ def _pairs(a: Arithmetic, operands: Sequence[Format], level: int) -> bool:
 def _halves(a: Arithmetic, operands: Sequence[Format], level: int) -> bool:
     """Whether `dot_halves` is there for a chain: the DPU's formats are fp16, which holds the operands."""
     return (
-        levels()[level] == "avx512fp16" and {a.product, a.tree, a.accumulator} == {FP16}
+        "avx512fp16" in levels()[: level + 1] and {a.product, a.tree, a.accumulator} == {FP16}
         and all(not isinstance(f, BlockFormat | LinearFormat) and _holds(FP16, f) for f in operands)
     )  # fmt: skip
 

@@ -11,8 +11,9 @@
  *   sum      s = a + b;  r = C s - round(C s - s)                     for any float32 s
  *   product  p = w x;  t = C max(|p|, 1.5 least normal);  r = round(t + p) - t
  * where below 1.5 least normal the sum has the format's least place as its last. A sum below the normal range is a multiple of
- * that place and exact. C = 1 in the first leaves v as it is: float32; C = 0 in the second stands for products that are exact, or float32. Neither form, nor C x, overflows to
- * infinity, and no product may underflow in float32: the caller proves both beforehand. A zero may come out with either sign.
+ * that place and exact. C = 1 in the first leaves v as it is: float32; C = 0 in the second stands for products that are exact, or
+ * float32. Neither form, nor C x, overflows to infinity, and no product may underflow in float32: the caller proves both beforehand. A
+ * zero may come out with either sign.
  *
  * Products and tree without subnormals: v is rounded as if it were normal, and a result below the least normal value becomes 0. All
  * values are multiplied by the power of two that takes that value to float32's, 2^-126 (in the accumulator, to its own place, by its

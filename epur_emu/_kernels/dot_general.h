@@ -13,9 +13,9 @@
  * The unit follows from the exponent of v rounded to float32: where that is one too large, v rounds to a power of two anyway.
  *
  * What is beyond a place's range becomes what the format says, where the caller does not know that nothing is: in products and tree as they
- * are; the accumulator then goes in float64 (`dot_places.h`). Codes that wrap from beyond 2^22 are left to `dot_wide.h`. No finite
- * result must leave 2^100, nor one of fixed point of 23 bits and more 2^22 units, and no product may underflow in float32: the caller
- * proves it.
+ * are; the accumulator then goes in float64 (`dot_places.h`). Codes that wrap from beyond 2^21, of more than 2^22 codes from beyond 2^22,
+ * are left to `dot_wide.h`. No finite result must leave 2^100, nor one of fixed point of 23 bits and more 2^22 units, and no product may
+ * underflow in float32: the caller proves it.
  */
 
 #if defined(LEVEL_SCALAR)
@@ -125,12 +125,13 @@ INLINE vf scaled_to_units(vf v, vf scale, const lanes *f, const int mode, const 
 }
 
 /* To float32 itself, of r, which the processor cut from v, and v - r, which it cut too: that, and half or a random part of r's last
- * place, make one more place if they reach one. Only where r is normal is v - r not 0. */
-INLINE vf single_of(vf r, vf rest, const int mode, const keys *key, uint32_t n) {
+ * place, make one more place if they reach one. Only where r is normal is v - r not 0.
+ * With LIMITS r may not be finite, and then stays as it is. */
+INLINE vf single_of(vf r, vf rest, const int mode, const int watching, const keys *key, uint32_t n) {
     const vf scale = vf_and(r, vf_set(-INFINITY)); /* exponent and sign */
-    if (mode == NEAREST_AWAY) return vf_add(r, vf_fma(scale, vf_set(0x1p-24f), rest));
-    const vf more = vf_fma(scale, vf_random(key->a, key->b, n, 0x1p-23f), rest);
-    return vf_add(r, vf_fnma(scale, vf_set(0x1p-23f), more));
+    const vf part = mode == NEAREST_AWAY ? vf_set(0x1p-24f) : vf_random(key->a, key->b, n, 0x1p-23f);
+    const vf more = vf_fma(scale, part, rest), next = vf_add(r, mode == NEAREST_AWAY ? more : vf_fnma(scale, vf_set(0x1p-23f), more));
+    return watching & LIMITS ? vf_pick(vf_le(vf_abs(r), vf_set(FLT_MAX)), next, r) : next;
 }
 
 /* The same of all, which may be the operands themselves. */
@@ -207,10 +208,7 @@ INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, con
     } else {
         EACH p[i] = vf_mul(w[i], x);
         if (single && (mode == NEAREST_AWAY || mode == STOCHASTIC))
-            EACH {
-                const vf near = p[i], r = single_of(near, vf_fma(w[i], x, vf_neg(near)), mode, key + i, n);
-                p[i] = watching & LIMITS ? vf_pick(vf_le(vf_abs(near), vf_set(FLT_MAX)), r, near) : r;
-            }
+            EACH p[i] = single_of(p[i], vf_fma(w[i], x, vf_neg(p[i])), mode, watching, key + i, n);
         else if (!single && mode == NEAREST_EVEN)
             EACH {
                 const vf magic = vf_mul(scale_in(p[i], f, mode, form, watching), vf_set(f->magic));
@@ -258,8 +256,7 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, c
     if (single && (mode == NEAREST_AWAY || mode == STOCHASTIC))
         EACH {
             const vf rest = vf_add(vf_sub(vf_larger(a[i], b[i]), s[i]), vf_smaller(a[i], b[i]));
-            r[i] = single_of(s[i], rest, mode, key + i, n);
-            if (watching & LIMITS) r[i] = vf_pick(vf_le(vf_abs(s[i]), vf_set(FLT_MAX)), r[i], s[i]);
+            r[i] = single_of(s[i], rest, mode, watching, key + i, n);
         }
     else if (single)
         EACH r[i] = s[i];

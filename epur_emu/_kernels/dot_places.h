@@ -126,9 +126,9 @@ INLINE vd seldom_out(vd r, const ranged_place *f, const int form, happened *h) {
 }
 
 /* v to the place's units; `sum` a constant: whether v is, of a and b, and by what it was rounded. Other constants: `counted` and
- * `limited`, whether underflows and results out of range are looked for. */
+ * `limited`, whether underflows and results out of range are looked for, these as what is SELDOM or not. */
 enum { PRODUCT_OF, SUM_OF, ODD_SUM_OF };
-enum { OFTEN = 1, SELDOM };
+enum { SELDOM = 1 };
 INLINE vd wide_rounded(vd v, vd a, vd b, const int sum, const ranged_place *to, const int mode, const int form, ve *word, ve key,
                        const int counted, const int limited, happened *h) {
     const wide_place *f = &to->f;
