@@ -36,8 +36,8 @@ from epur_emu.version import __version__
 F32 = npt.NDArray[np.float32]
 R = TypeVar("R")
 
-#: Weights of a network that is packed whole, whatever it takes: some megabytes.
-SMALL = 2**22
+#: Weights of a network that is packed whole, whatever it takes: half a megabyte.
+SMALL = 2**18
 
 
 @dataclass(frozen=True)

@@ -841,7 +841,8 @@ def _group(
         "narrows": not innocuous or flushes,
         "limit": limit, "tree_limit": max(tree_limit, 0.0), "tame_limit": _tame_limit(a, step, near_zero),
         "wraps": any(map(_wraps, places[:2])), "wraps_far": not _near(a),
-        "far": any(isinstance(f, FixedFormat) and f.max_code >= 2**22 - 1 for f in places[:2]),
+        "far": any(isinstance(f, FixedFormat) and f.max_code >= 2**22 - 1 for f in places[:2])
+        or (a.tree.max > SAFE and getattr(a.tree, "saturate", False) and a.product.max <= SAFE),
         "lanes_limit": _lanes_limit(a) / step**5 - near_zero, "least_product": least_product,
         "chain": (product, *order_of[1:], 1.5 * normal, normal, *(domains or (0.0, 1.0))),
         "operand": (
@@ -870,17 +871,15 @@ def _in_lanes(a: Arithmetic, cut: int) -> bool:
     pair = (a.product, a.tree)
     if cut == NARROW and any(map(_wraps, pair)):
         return False  # 2^-12 units of a result that wraps count,
-    if a.tree.max > SAFE and getattr(a.tree, "saturate", False) and a.product.max <= SAFE:
-        return False  # and an infinite product that saturates is large again
     return all(_precision(f) <= cut or f == FP32 for f in pair if isinstance(f, FloatFormat))
 
 
 def _tame_limit(a: Arithmetic, step: float, near_zero: float) -> float:
-    """Largest magnitude of a sub-vector's sums of which floats stay in their range, whatever fixed point does.
+    """Largest magnitude of a sub-vector's sums of which floats that don't saturate stay in their range.
 
     Values cut to a range are no larger than before; wrapped ones are at most the largest of their format.
     """
-    floats = [f for f in (a.product, a.tree) if isinstance(f, FloatFormat)]
+    floats = [f for f in (a.product, a.tree) if isinstance(f, FloatFormat) and not f.saturate]
     limit = min([SAFE, *(float(f.max) for f in floats)])
     if floats == [a.tree] and isinstance(a.product, FixedFormat) and _wraps(a.product):
         return SAFE if (16 * _most(a.product) + near_zero) * step**5 <= limit else -1.0

@@ -458,7 +458,9 @@ RANGES = (
     (replace(mixed(tree="q5.12-wrap"), rounding="stochastic"), "wide"),
     (replace(mixed(tree="q2.20", accumulator="e6m1"), rounding="nearest-away"), "general"),
     (mixed(product="e4m3", tree="e4m3fn", accumulator="fp16-sat"), "chain"),
-    (mixed(product="fp16", tree="bf16-sat", accumulator="q5.12"), "wide"),
+    (mixed(product="fp16", tree="bf16-sat", accumulator="q5.12"), "general"),
+    (replace(mixed(product="e3m2-sat", tree="e4m3fn-sat"), rounding="up"), "general"),
+    (mixed(product="e4m3fn-sat", tree="q3.4-wrap", accumulator="e5m2-sat"), "general"),
     (mixed(product="fp32", tree="e8m22", accumulator="e8m22"), "wide"),
     (mixed(product="fp32", tree="e5m20", accumulator="e8m22"), "general"),
 )  # fmt: skip
@@ -481,9 +483,11 @@ def test_results_beyond_the_range(a, path, scale):
         *every("q5.12", "q3.4-wrap", "fp16-nosub", modes=MODES[::3]),
         mixed(product="q5.12"), mixed(tree="q3.4-wrap", accumulator="fp32"), mixed(accumulator="uq7.8"),
         mixed(product="e4m3fn-sat", tree="fp32", accumulator="fp32"),
+        mixed(product="fp16", tree="bf16-sat", accumulator="q5.12"),
         mixed(product="q7.16", tree="q7.16", accumulator="fp32"),
         mixed(product="e2m5", tree="q7.16", accumulator="uq3.4"),
         *every("fp32", modes=("nearest-away", "stochastic")),
+        replace(KEPT, overrides=(Override("pass", "i", tuple((place, parse("q23.0")) for place in PLACES[2:5])),)),
     ],
     ids=label,
 )  # fmt: skip

@@ -327,47 +327,61 @@ INLINE void accumulate(float *acc, const float *sum, const operations *o, const 
     }
 }
 
-INLINE void one_sub_vector(float *level, float *acc, const float *wide, const float *x, const operations *o, const int mode,
-                           const int form, const int innocuous, const int watching, const uint32_t *key_a, const uint32_t *key_b,
-                           uint32_t n, passed *seen_here) {
-    events *here = seen_here->place;
-    keys key[LOCK];
-    vf a[LOCK], b[LOCK];
-    EACH key[i] = keys_at(key_a + i * VW, key_b + i * VW);
-#define PRODUCTS_OF(to, j)                                                                                                    \
-    load_wide(w, wide, 0, j), round_products(to, w, x[j], &o->place[PRODUCT], &o->limit[PRODUCT], mode, form, watching, key,   \
-                                             n + (uint32_t)(j), here)
-#define SUMS_OF(innocuous_here, watching_here, op)                                                                            \
-    round_sums(a, b, &o->place[TREE], &o->limit[TREE], mode, form, innocuous || (innocuous_here), watching_here, key, op, here + TREE)
-    for (int j = 0; j < 16; j += 2) {
-        vf w[LOCK];
-        PRODUCTS_OF(a, j);
-        PRODUCTS_OF(b, j + 1);
-        if (watching & COUNTS && !o->exact_below)
-            SUMS_OF(o->within[0], watching, n + 16 + (uint32_t)j / 2);
-        else
-            SUMS_OF(o->within[0], watching & ~COUNTS, n + 16 + (uint32_t)j / 2);
-        put(level + j / 2 * LANES, a);
-    }
-    uint32_t op = n + 24;
-    for (int width = 4; width; width /= 2)
-        for (int j = 0; j < width; j++, op++) {
-            fetch(a, level + 2 * j * LANES), fetch(b, level + (2 * j + 1) * LANES);
-            if (watching & COUNTS && !o->exact_below)
-                SUMS_OF(o->within[1], watching, op);
-            else
-                SUMS_OF(o->within[1], watching & ~COUNTS, op);
-            put(level + j * LANES, a);
+/* One sub-vector of a vector, whose tree waits for the next one: its products' sums `level` (8), and what they go into. */
+typedef struct {
+    float *acc, *level;
+    const uint32_t *key_a, *key_b;
+    uint32_t n;
+    passed *seen_here;
+} waiting;
+
+INLINE void load_keys(keys *key, const waiting *of) { EACH key[i] = keys_at(of->key_a + i * VW, of->key_b + i * VW); }
+
+/* The products of `now`, if there are any, and their first sums, among these the tree of `before` above them: each fills the other's
+ * waiting times. */
+INLINE void one_sub_vector(const waiting *before, const waiting *now, const float *wide, const float *x, const operations *o,
+                           const int mode, const int form, const int innocuous, const int watching) {
+    keys key[LOCK], key_before[LOCK];
+    vf a[LOCK], b[LOCK], c[LOCK], d[LOCK], w[LOCK];
+    if (now) load_keys(key, now);
+    load_keys(key_before, before);
+#define PRODUCTS_OF(to, j)                                                                                                   \
+    load_wide(w, wide, 0, j), round_products(to, w, x[j], &o->place[PRODUCT], &o->limit[PRODUCT], mode, form, watching, key,  \
+                                             now->n + (uint32_t)(j), now->seen_here->place)
+#define SUMS_WATCHING(of, a, b, key, op, within, watching)                                                                   \
+    round_sums(a, b, &o->place[TREE], &o->limit[TREE], mode, form, innocuous || (within), watching, key, op, (of)->seen_here->place + TREE)
+#define SUMS_OF(of, a, b, key, op, within)                                  \
+    if (watching & COUNTS && !o->exact_below)                               \
+        SUMS_WATCHING(of, a, b, key, op, within, watching);                 \
+    else                                                                    \
+        SUMS_WATCHING(of, a, b, key, op, within, watching & ~COUNTS)
+    for (int j = 0; j < 8; j++) {
+        const int at = j < 4 ? j : j < 6 ? j - 4 : 0;
+        if (now) {
+            PRODUCTS_OF(a, 2 * j);
+            PRODUCTS_OF(b, 2 * j + 1);
         }
+        if (j < 7) {
+            fetch(c, before->level + 2 * at * LANES), fetch(d, before->level + (2 * at + 1) * LANES);
+            SUMS_OF(before, c, d, key_before, before->n + 24 + (uint32_t)j, o->within[1]);
+            put(before->level + at * LANES, c);
+        }
+        if (now) {
+            SUMS_OF(now, a, b, key, now->n + 16 + (uint32_t)j, o->within[0]);
+            put(now->level + j * LANES, a);
+        }
+    }
 #undef PRODUCTS_OF
+#undef SUMS_WATCHING
 #undef SUMS_OF
+    const uint32_t op = before->n + 31;
     if (watching && !o->last_safe) {
-        accumulate(acc, level, o, mode, form, watching, key_a, key_b, op, &seen_here->last);
+        accumulate(before->acc, before->level, o, mode, form, watching, before->key_a, before->key_b, op, &before->seen_here->last);
         return;
     }
-    fetch(a, acc), fetch(b, level);
-    round_sums(a, b, &o->place[ACCUMULATOR], NULL, mode, form, innocuous || o->within[2], NOTHING, key, op, here);
-    put(acc, a);
+    fetch(c, before->acc), fetch(d, before->level);
+    round_sums(c, d, &o->place[ACCUMULATOR], NULL, mode, form, innocuous || o->within[2], NOTHING, key_before, op, before->seen_here->place);
+    put(before->acc, c);
 }
 
 /* Keys of the neurons of a block, of one gate. */
@@ -438,7 +452,7 @@ static inline int close_enough(const passed *h, const operations *o, const fmt *
 INLINE void general_rows(const general_call *c, const int mode, const int form, const int innocuous, const int watching) {
     const matrix *m = c->m;
     const fmt *formats = c->u[c->order[0] & 3].place;
-    float wide[16 * LANES] ALIGNED, level[8 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED;
+    float wide[16 * LANES] ALIGNED, level[2][8 * LANES] ALIGNED, sums[TILE * LANES] ALIGNED, no_sum[LANES] ALIGNED;
     uint32_t key_a[TILE * LANES] ALIGNED, key_b[TILE * LANES] ALIGNED;
     operations o = {.last = ranged_of(formats + ACCUMULATOR, mode, c->flags & TAME && formats[ACCUMULATOR].kind == FIXED),
                     .exact_below = !c->g->narrows, .last_safe = c->flags & LAST_SAFE};
@@ -460,13 +474,21 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
                 if (mode == STOCHASTIC)
                     lock_keys(key_a + u * LANES, key_b + u * LANES, c->step_keys[first + place[u]], order);
             }
+            /* begins with sums of +0, in which nothing happens */
+            memset(level, 0, sizeof level), memset(no_sum, 0, sizeof no_sum);
+            waiting before = {no_sum, level[0], key_a, key_b, 0, seen_here};
+            int turn = 0;
             for (ptrdiff_t s = 0; s < m->subs; s++) {
                 const float *xs = c->x + (s * c->nv + first) * 16;
                 widen(wide, m, order, s);
-                for (ptrdiff_t u = 0; u < used; u++)
-                    one_sub_vector(level, sums + u * LANES, wide, xs + place[u] * 16, &o, mode, form, innocuous, watching,
-                                   key_a + u * LANES, key_b + u * LANES, 32 * (uint32_t)(c->first_sub + s), seen_here + u);
+                for (ptrdiff_t u = 0; u < used; u++) {
+                    const waiting now = {sums + u * LANES, level[turn ^= 1], key_a + u * LANES, key_b + u * LANES,
+                                         32 * (uint32_t)(c->first_sub + s), seen_here + u};
+                    one_sub_vector(&before, &now, wide, xs + place[u] * 16, &o, mode, form, innocuous, watching);
+                    before = now;
+                }
             }
+            one_sub_vector(&before, NULL, NULL, NULL, &o, mode, form, innocuous, watching);
             for (ptrdiff_t u = 0; u < used; u++) {
                 const passed *h = seen_here + u;
                 if (watching && !close_enough(h, &o, formats)) {

@@ -38,10 +38,10 @@ INLINE vd wide_units(vd v, const wide_place *f, const int mode, const int fixed,
 /* What must be done to keep a place's results in its range: whatever they are; nothing; where all are finite, cut or wrap codes. */
 enum { AS_EVER, INSIDE, CLAMPED, WRAPPED };
 
-/* Which of these; tame: results are finite, and floats in their range. Of at most `most` codes that wrap. */
+/* Which of these; tame: results are finite, and floats that don't saturate in their range. Of at most `most` codes that wrap. */
 static inline int kind_of(const fmt *f, int tame, double most) {
     if (!tame) return AS_EVER;
-    if (f->kind == FLOAT) return INSIDE;
+    if (f->kind == FLOAT) return f->overflow == SATURATE ? CLAMPED : INSIDE;
     return f->overflow != WRAP ? CLAMPED : f->codes <= most ? WRAPPED : AS_EVER;
 }
 

@@ -369,6 +369,8 @@ static void dot(const pass *p, int which, const float *values, ptrdiff_t pitch, 
             continue;
         }
         const matrix *m = &q->w[which];
+        /* rows that pad a group have one place, where another group's formats may have left what is none of these */
+        for (ptrdiff_t v = 0; v < nv && p->groups > 1; v++) memset(sums + (v * (rows + 1) + rows) * 16, 0, 16 * sizeof *sums);
         if (fresh && !prepared(p, which)) {
             for (ptrdiff_t v = 0; v < nv; v++) {
                 memset(r->line, 0, (size_t)m->subs * 16 * sizeof *r->line);

@@ -31,9 +31,9 @@ typedef struct {
     matrix w[2]; /* W_x, W_h */
     double norm[2], part[2], low[2]; /* largest sum of a row's, of a sub-vector's magnitudes; least magnitude but 0 */
     double limit, tree_limit; /* sums of magnitudes up to these can't overflow: of a row, of a sub-vector */
-    double tame_limit; /* likewise, but of floats only: of a sub-vector; */
+    double tame_limit; /* likewise, but of floats that don't saturate only: of a sub-vector; */
     int wraps, wraps_far; /* whether products or trees wrap, and whether float32 lanes then can't go on; */
-    int far; /* whether they can't after what was infinite, as fixed point has it */
+    int far; /* whether they can't after what was infinite, as fixed point or a tree that saturates has it */
     double lanes_limit;   /* of a sub-vector: up to this float32 lanes round exactly, */
     double least_product; /* and down to this product */
     operand operand[2];  /* of x and h */
