@@ -53,10 +53,10 @@ typedef struct {
 } events;
 #define NO_EVENTS ((events){vc_zero(), vc_zero(), vc_zero(), vf_set(0.0f)})
 
-/* Constants of a place's range, as `ranged_place` has them; `far` as FAR. */
+/* Constants of a place's range, as `ranged_place` has them; `far` as FAR, and whether WRAPPED codes may be there. */
 typedef struct {
     float max, min, above, below, edge, span, far, origin, kept, base;
-    int wraps, takes_nan, takes_infinity, kind;
+    int wraps, takes_nan, takes_infinity, kind, may_be_far;
 } range;
 
 static inline float float_bits(uint32_t b) {
@@ -71,7 +71,7 @@ static inline range range_of(const fmt *f, int mode, int tame) {
     return (range){(float)f->max, (float)f->min, (float)beyond_max(f, mode, 0), (float)beyond_max(f, mode, 1),
                    !real || f->overflow == SATURATE ? INFINITY : FLT_MAX, wraps ? (float)(f->codes * unit) : 0.0f,
                    wraps ? (float)((simple ? 0x1p21 : 0x1p22) * unit) : INFINITY, (float)(base - f->min),
-                   float_bits(simple ? (uint32_t)f->codes - 1 : 0), (float)base, wraps, !real, f->overflow == TO_NAN, kind_of(f, tame, 0x1p22)};
+                   float_bits(simple ? (uint32_t)f->codes - 1 : 0), (float)base, wraps, !real, f->overflow == TO_NAN, kind_of(f, tame, 0x1p22), 0};
 }
 
 /* Turn the processor's rounding for a mode; gives the state to go back to. */
@@ -105,41 +105,45 @@ INLINE vf scale_in(vf v, const lanes *f, const int mode, const int form, const i
     return cuts ? vf_or(e, vf_and(v, SIGN)) : e;
 }
 
-/* One lane's or vector's two keys, of stochastic rounding. */
+/* Of stochastic rounding: a vector's keys, and the random words of its next operation. */
 typedef struct {
-    vk a, b;
-} keys;
-INLINE keys keys_at(const uint32_t *a, const uint32_t *b) { return (keys){vk_load(a), vk_load(b)}; }
+    vk key, word;
+} drawer;
+INLINE vf drawn(drawer *d, float one) {
+    const vk word = d->word;
+    d->word = vk_add(word, d->key);
+    return vf_random(word, one);
+}
 
 /* What is added to v before it is cut; the products are exact. */
-INLINE vf shifted(vf v, vf scale, const lanes *f, const int mode, const keys *key, uint32_t n) {
+INLINE vf shifted(vf v, vf scale, const lanes *f, const int mode, drawer *d) {
     if (mode == NEAREST_AWAY) return vf_fma(scale, vf_set(f->half), v);
-    if (mode == STOCHASTIC) return vf_fma(scale, vf_random(key->a, key->b, n, f->one), v);
+    if (mode == STOCHASTIC) return vf_fma(scale, drawn(d, f->one), v);
     return v;
 }
 
 /* v to units; scale * magic is exact. */
-INLINE vf scaled_to_units(vf v, vf scale, const lanes *f, const int mode, const keys *key, uint32_t n) {
+INLINE vf scaled_to_units(vf v, vf scale, const lanes *f, const int mode, drawer *d) {
     const vf magic = vf_set(f->magic), back = mode == STOCHASTIC ? vf_set(f->magic + f->one) : magic;
-    return vf_fnma(scale, back, vf_fma(scale, magic, shifted(v, scale, f, mode, key, n)));
+    return vf_fnma(scale, back, vf_fma(scale, magic, shifted(v, scale, f, mode, d)));
 }
 
 /* To float32 itself, of r, which the processor cut from v, and v - r, which it cut too: that, and half or a random part of r's last
  * place, make one more place if they reach one. Only where r is normal is v - r not 0.
  * With LIMITS r may not be finite, and then stays as it is. */
-INLINE vf single_of(vf r, vf rest, const int mode, const int watching, const keys *key, uint32_t n) {
+INLINE vf single_of(vf r, vf rest, const int mode, const int watching, drawer *d) {
     const vf scale = vf_and(r, vf_set(-INFINITY)); /* exponent and sign */
-    const vf part = mode == NEAREST_AWAY ? vf_set(0x1p-24f) : vf_random(key->a, key->b, n, 0x1p-23f);
+    const vf part = mode == NEAREST_AWAY ? vf_set(0x1p-24f) : drawn(d, 0x1p-23f);
     const vf more = vf_fma(scale, part, rest), next = vf_add(r, mode == NEAREST_AWAY ? more : vf_fnma(scale, vf_set(0x1p-23f), more));
     return watching & LIMITS ? vf_pick(vf_le(vf_abs(r), vf_set(FLT_MAX)), next, r) : next;
 }
 
 /* The same of all, which may be the operands themselves. */
-INLINE void to_units(vf *r, const vf *v, const lanes *f, const int mode, const int form, const int watching, const keys *key, uint32_t n) {
+INLINE void to_units(vf *r, const vf *v, const lanes *f, const int mode, const int form, const int watching, drawer *d) {
     if (form == FIXED_SUMS || !f->mask)
-        EACH r[i] = scaled_to_units(v[i], scale_in(v[i], f, mode, FIXED_SUMS, watching), f, mode, key + i, n);
+        EACH r[i] = scaled_to_units(v[i], scale_in(v[i], f, mode, FIXED_SUMS, watching), f, mode, d + i);
     else
-        EACH r[i] = scaled_to_units(v[i], scale_in(v[i], f, mode, form, watching), f, mode, key + i, n);
+        EACH r[i] = scaled_to_units(v[i], scale_in(v[i], f, mode, form, watching), f, mode, d + i);
 }
 
 /* Without subnormals what is below `flush` becomes 0. */
@@ -189,9 +193,9 @@ INLINE void ranged(vf *r, const range *f, const int form, const int watching, ev
     else if (f->kind == WRAPPED)
         EACH {
             const vf origin = vf_set(f->origin), code = vf_add(r[i], origin);
-            const vf kept = vf_or(vf_and(code, vf_set(f->kept)), vf_set(f->base));
+            const vf kept = vf_within(code, vf_set(f->kept), vf_set(f->base));
             h->above = vc_add(h->above, vf_ne(kept, code));
-            if (form == FIXED_SUMS) h->far = vf_absmax(r[i], h->far); /* the caller keeps others near */
+            if (f->may_be_far) h->far = vf_absmax(r[i], h->far);
             r[i] = vf_sub(kept, origin);
         }
     else
@@ -199,7 +203,7 @@ INLINE void ranged(vf *r, const range *f, const int form, const int watching, ev
 }
 
 INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, const range *limit, const int mode, const int form,
-                           const int watching, const keys *key, uint32_t n, events *seen_here) {
+                           const int watching, drawer *d, events *seen_here) {
     const vf x = vf_set(factor);
     const int single = form != FIXED_SUMS && f->magic == 0.0f; /* float32 itself */
     if (mode == NEAREST_EVEN && (form == FIXED_SUMS || !f->mask)) {
@@ -208,14 +212,14 @@ INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, con
     } else {
         EACH p[i] = vf_mul(w[i], x);
         if (single && (mode == NEAREST_AWAY || mode == STOCHASTIC))
-            EACH p[i] = single_of(p[i], vf_fma(w[i], x, vf_neg(p[i])), mode, watching, key + i, n);
+            EACH p[i] = single_of(p[i], vf_fma(w[i], x, vf_neg(p[i])), mode, watching, d + i);
         else if (!single && mode == NEAREST_EVEN)
             EACH {
                 const vf magic = vf_mul(scale_in(p[i], f, mode, form, watching), vf_set(f->magic));
                 p[i] = vf_sub(vf_fma(w[i], x, magic), magic);
             }
         else if (!single)
-            to_units(p, p, f, mode, form, watching, key, n);
+            to_units(p, p, f, mode, form, watching, d);
     }
     if (form != FIXED_SUMS) all_flushed(p, f);
     if (watching & COUNTS)
@@ -234,7 +238,7 @@ INLINE vf error_of(vf a, vf b, vf s) {
 }
 
 INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, const int mode, const int form, int innocuous,
-                       const int watching, const keys *key, uint32_t n, events *seen_here) {
+                       const int watching, drawer *d, events *seen_here) {
     if (form == FIXED_SUMS) { /* exact */
         EACH a[i] = vf_add(a[i], b[i]);
         ranged(a, limit, form, watching, seen_here);
@@ -256,12 +260,12 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, c
     if (single && (mode == NEAREST_AWAY || mode == STOCHASTIC))
         EACH {
             const vf rest = vf_add(vf_sub(vf_larger(a[i], b[i]), s[i]), vf_smaller(a[i], b[i]));
-            r[i] = single_of(s[i], rest, mode, watching, key + i, n);
+            r[i] = single_of(s[i], rest, mode, watching, d + i);
         }
     else if (single)
         EACH r[i] = s[i];
     else
-        to_units(r, s, f, mode, form, watching, key, n);
+        to_units(r, s, f, mode, form, watching, d);
     if (lost)
         EACH {
             const vf off = vf_sub(s[i], r[i]), half = vf_mul(scale_in(s[i], f, mode, form, watching), vf_set(f->half));
@@ -335,26 +339,30 @@ typedef struct {
     passed *seen_here;
 } waiting;
 
-INLINE void load_keys(keys *key, const waiting *of) { EACH key[i] = keys_at(of->key_a + i * VW, of->key_b + i * VW); }
+/* Random words of the operations of a sub-vector from `first` on. */
+INLINE void draw_from(drawer *d, const waiting *of, uint32_t first) {
+    EACH d[i].key = vk_load(of->key_a + i * VW);
+    EACH d[i].word = vk_add(vk_mul(d[i].key, vk_set(of->n + first)), vk_load(of->key_b + i * VW));
+}
 
 /* The products of `now`, if there are any, and their first sums, among these the tree of `before` above them: each fills the other's
  * waiting times. */
 INLINE void one_sub_vector(const waiting *before, const waiting *now, const float *wide, const float *x, const operations *o,
                            const int mode, const int form, const int innocuous, const int watching) {
-    keys key[LOCK], key_before[LOCK];
+    drawer products[LOCK], sums[LOCK], tree[LOCK];
     vf a[LOCK], b[LOCK], c[LOCK], d[LOCK], w[LOCK];
-    if (now) load_keys(key, now);
-    load_keys(key_before, before);
-#define PRODUCTS_OF(to, j)                                                                                                   \
-    load_wide(w, wide, 0, j), round_products(to, w, x[j], &o->place[PRODUCT], &o->limit[PRODUCT], mode, form, watching, key,  \
-                                             now->n + (uint32_t)(j), now->seen_here->place)
-#define SUMS_WATCHING(of, a, b, key, op, within, watching)                                                                   \
-    round_sums(a, b, &o->place[TREE], &o->limit[TREE], mode, form, innocuous || (within), watching, key, op, (of)->seen_here->place + TREE)
-#define SUMS_OF(of, a, b, key, op, within)                                  \
+    if (now) draw_from(products, now, 0), draw_from(sums, now, 16);
+    draw_from(tree, before, 24);
+#define PRODUCTS_OF(to, j)                                                                                                 \
+    load_wide(w, wide, 0, j), round_products(to, w, x[j], &o->place[PRODUCT], &o->limit[PRODUCT], mode, form, watching,     \
+                                             products, now->seen_here->place)
+#define SUMS_WATCHING(of, a, b, d, within, watching)                                                                       \
+    round_sums(a, b, &o->place[TREE], &o->limit[TREE], mode, form, innocuous || (within), watching, d, (of)->seen_here->place + TREE)
+#define SUMS_OF(of, a, b, d, within)                                        \
     if (watching & COUNTS && !o->exact_below)                               \
-        SUMS_WATCHING(of, a, b, key, op, within, watching);                 \
+        SUMS_WATCHING(of, a, b, d, within, watching);                       \
     else                                                                    \
-        SUMS_WATCHING(of, a, b, key, op, within, watching & ~COUNTS)
+        SUMS_WATCHING(of, a, b, d, within, watching & ~COUNTS)
     for (int j = 0; j < 8; j++) {
         const int at = j < 4 ? j : j < 6 ? j - 4 : 0;
         if (now) {
@@ -363,24 +371,23 @@ INLINE void one_sub_vector(const waiting *before, const waiting *now, const floa
         }
         if (j < 7) {
             fetch(c, before->level + 2 * at * LANES), fetch(d, before->level + (2 * at + 1) * LANES);
-            SUMS_OF(before, c, d, key_before, before->n + 24 + (uint32_t)j, o->within[1]);
+            SUMS_OF(before, c, d, tree, o->within[1]);
             put(before->level + at * LANES, c);
         }
         if (now) {
-            SUMS_OF(now, a, b, key, now->n + 16 + (uint32_t)j, o->within[0]);
+            SUMS_OF(now, a, b, sums, o->within[0]);
             put(now->level + j * LANES, a);
         }
     }
 #undef PRODUCTS_OF
 #undef SUMS_WATCHING
 #undef SUMS_OF
-    const uint32_t op = before->n + 31;
     if (watching && !o->last_safe) {
-        accumulate(before->acc, before->level, o, mode, form, watching, before->key_a, before->key_b, op, &before->seen_here->last);
+        accumulate(before->acc, before->level, o, mode, form, watching, before->key_a, before->key_b, before->n + 31, &before->seen_here->last);
         return;
     }
     fetch(c, before->acc), fetch(d, before->level);
-    round_sums(c, d, &o->place[ACCUMULATOR], NULL, mode, form, innocuous || o->within[2], NOTHING, key_before, op, before->seen_here->place);
+    round_sums(c, d, &o->place[ACCUMULATOR], NULL, mode, form, innocuous || o->within[2], NOTHING, tree, before->seen_here->place);
     put(before->acc, c);
 }
 
@@ -460,6 +467,9 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
                    formats[ACCUMULATOR].places >= formats[TREE].places;
     for (int p = 0; p < 3; p++)
         o.place[p] = c->g->place[p], o.within[p] = c->g->within[p], o.limit[p] = range_of(formats + p, mode, c->flags & TAME);
+    /* the caller keeps products near, and sums of floats */
+    const double most = fmax(fmax(formats[PRODUCT].max, -formats[PRODUCT].min), fmax(formats[TREE].max, -formats[TREE].min));
+    o.limit[TREE].may_be_far = form_of(formats) == FIXED_SUMS && 2 * most > o.limit[TREE].far;
     for (ptrdiff_t r = 0; r < c->count; r += LOCK_ROWS) {
         const int32_t *order = c->order + r;
         for (ptrdiff_t first = 0; first < c->nv; first += TILE) {
@@ -563,11 +573,11 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
 INLINE int join_lanes(const general *g, float *acc, const float *stored, ptrdiff_t n, seen *count, const int mode) {
     events happened_here = NO_EVENTS;
     watch w = {vf_set(0.0f), vc_zero()};
-    const keys none[LOCK] = {0};
+    drawer none[LOCK] = {0};
     for (ptrdiff_t k = 0; k < n; k += LANES) {
         vf a[LOCK], b[LOCK];
         fetch(a, acc + k), fetch(b, stored + k);
-        round_sums(a, b, &g->place[ACCUMULATOR], NULL, mode, GRADUAL, 0, COUNTS, none, 0, &happened_here);
+        round_sums(a, b, &g->place[ACCUMULATOR], NULL, mode, GRADUAL, 0, COUNTS, none, &happened_here);
         EACH w.top = vf_topmost(w.top, vf_abs(a[i]));
         put(acc + k, a);
     }

@@ -25,7 +25,7 @@ INLINE vf mu_watched(vf v, vf r, const lanes *f, const int odd, watch *w) {
 /* v rounded; below `normal` an inexact result counts. */
 INLINE vf mu_rounded(vf v, float normal, const lanes *f, const int mode, const int odd, watch *w) {
     const vf scale = scale_of(v, f, mode, RANGE), magic = vf_mul(scale, vf_set(f->magic));
-    const vf r = mu_watched(v, vf_sub(vf_add(shifted(v, scale, f, mode, NULL, 0), magic), magic), f, odd, w);
+    const vf r = mu_watched(v, vf_sub(vf_add(shifted(v, scale, f, mode, NULL), magic), magic), f, odd, w);
     w->below = vc_add(w->below, vm_and(vf_lt(vf_abs(v), vf_set(normal)), vf_ne(r, v)));
     return r;
 }
@@ -37,7 +37,7 @@ INLINE vf mu_sum(vf a, vf b, const lanes *f, const int mode, const int odd, watc
 INLINE vf mu_product(vf a, vf b, const lanes *f, const int mode, const int odd, watch *w) {
     const vf near = vf_mul(a, b), scale = scale_of(near, f, mode, RANGE), magic = vf_mul(scale, vf_set(f->magic));
     vf r = mode == NEAREST_EVEN ? vf_fma(a, b, magic)
-                                : vf_add(shifted(near, scale, f, mode, NULL, 0), magic);
+                                : vf_add(shifted(near, scale, f, mode, NULL), magic);
     r = mu_watched(near, vf_sub(r, magic), f, odd, w);
     const vf zero = vf_set(0.0f), rest = vf_fma(a, b, vf_neg(r)), room = vf_fma(vf_abs(a), vf_abs(b), vf_set(-f->normal));
     const vm lost = vm_and(vf_eq(r, zero), vm_and(vf_ne(a, zero), vf_ne(b, zero))); /* rest itself may underflow */

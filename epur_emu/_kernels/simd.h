@@ -15,7 +15,8 @@
  *   vf_signed(v, m, l)  the larger of the bits of |v| in m and l, with v's sign
  *   vf_larger(a, b), vf_smaller(a, b)  the one of larger magnitude, and the other one
  *   vf_odd(a, b)      the neighbour of a + b with an odd last bit if that is not exact (AVX-512 only)
- *   vf_random(a, b, n, one)  1 + R / 2^12 times the power of two `one`, R the 12 random bits of operation n
+ *   vf_random(word, one)  1 + R / 2^12 times the power of two `one`, R the upper 12 bits of a random word
+ *   vf_within(a, m, b)  the bits of a in m, and those of b
  *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
  *   vf_normal(v)      v, or 0 where it is subnormal, between `flushing`, whose result goes to `flushing_no_more`, and that
  *   vd_..., ve_...    VD doubles and as many words of 32 bits: vd_load, vd_store from and to floats, vd_get, vd_put as they are;
@@ -153,15 +154,13 @@ typedef __m256i vk;
 #define vk_store(p, v) _mm256_storeu_si256((__m256i *)(p), v)
 #define vk_set(s) _mm256_set1_epi32((int)(s))
 #define vk_add(a, b) _mm256_add_epi32(a, b)
+#define vk_mul(a, b) _mm256_mullo_epi32(a, b)
 #define vk_and(a, b) _mm256_and_si256(a, b)
 #define vk_down(a, by) _mm256_srlv_epi32(a, by)
 #define vk_of(v) _mm256_castps_si256(v)
 #define vf_of(v) _mm256_castsi256_ps(v)
-static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
-    const __m256i x = _mm256_add_epi32(_mm256_mullo_epi32(a, _mm256_set1_epi32((int)n)), b);
-    const __m256i r = _mm256_and_si256(_mm256_srli_epi32(x, 9), _mm256_set1_epi32(0x7ff800));
-    return vf_or(_mm256_castsi256_ps(r), vf_set(one));
-}
+#define vf_within(a, m, b) vf_or(vf_and(a, m), b)
+#define vf_random(word, one) vf_within(vf_of(_mm256_srli_epi32(word, 9)), vf_of(vk_set(0x7ff800)), vf_set(one))
 typedef __m256d vd;
 typedef __m128i ve;
 #define VD 4
@@ -303,14 +302,11 @@ typedef __m512i vk;
 #define vk_store(p, v) _mm512_storeu_si512(p, v)
 #define vk_set(s) _mm512_set1_epi32((int)(s))
 #define vk_add(a, b) _mm512_add_epi32(a, b)
+#define vk_mul(a, b) _mm512_mullo_epi32(a, b)
 #define vk_and(a, b) _mm512_and_si512(a, b)
 #define vk_down(a, by) _mm512_srlv_epi32(a, by)
-static inline vf vf_random(vk a, vk b, uint32_t n, float one) {
-    const __m512i x = _mm512_add_epi32(_mm512_mullo_epi32(a, _mm512_set1_epi32((int)n)), b);
-    const __m512i one_bits = _mm512_castps_si512(_mm512_set1_ps(one));
-    /* (x >> 9 & mask) | one */
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_srli_epi32(x, 9), _mm512_set1_epi32(0x7ff800), one_bits, 0xea));
-}
+#define vf_within(a, m, b) vf_of(_mm512_ternarylogic_epi32(vk_of(a), vk_of(m), vk_of(b), 0xea))
+#define vf_random(word, one) vf_within(vf_of(_mm512_srli_epi32(word, 9)), vf_of(vk_set(0x7ff800)), vf_set(one))
 static inline vf vf_odd(vf a, vf b) {
     const vf below = _mm512_add_round_ps(a, b, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     const vf above = _mm512_add_round_ps(a, b, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
