@@ -162,24 +162,32 @@ INLINE vf watched(vf r, const lanes *f, watch *w) {
 }
 
 /* r, beyond the range, as the format has it: as `in_range`. */
-INLINE vf in_narrow_range(vf r, const range *f, const int form, events *h) {
-    const vf max = vf_set(f->max), min = vf_set(f->min), edge = vf_set(f->edge), span = vf_set(f->span);
-    vm high = vf_lt(max, r), low = vf_lt(r, min);
-    if (form != FIXED_SUMS && f->edge < INFINITY) {
-        high = vm_and(high, vf_le(r, edge));
-        low = vm_and(low, vf_le(vf_neg(edge), r));
-    }
-    h->above = vc_add(h->above, high), h->below = vc_add(h->below, low);
+INLINE void in_narrow_range(vf *r, const range *f, const int form, events *h) {
+    const vf max = vf_set(f->max), min = vf_set(f->min), above = vf_set(f->above), below = vf_set(f->below);
+    const vf edge = vf_set(f->edge), span = vf_set(f->span);
     if (f->wraps) {
-        const vf magic = vf_mul(span, vf_set(1.5f * 0x1p23f)), round = vf_sub(r, vf_sub(vf_add(r, magic), magic));
-        const vf down = vf_pick(vf_lt(max, round), vf_sub(round, span), round);
-        h->far = vf_max(vf_abs(r), h->far);
-        r = vf_pick(vf_lt(down, min), vf_add(down, span), down);
-    } else
-        r = vf_pick(high, vf_set(f->above), vf_pick(low, vf_set(f->below), r));
-    if (form != FIXED_SUMS && f->takes_nan) r = vf_pick(vf_le(r, vf_set(INFINITY)), r, vf_set(0.0f));
-    if (form != FIXED_SUMS && f->takes_infinity) r = vf_pick(vf_le(vf_abs(r), vf_set(FLT_MAX)), r, vf_set(NAN));
-    return r;
+        const vf magic = vf_mul(span, vf_set(1.5f * 0x1p23f));
+        EACH {
+            const vf round = vf_sub(r[i], vf_sub(vf_add(r[i], magic), magic));
+            const vf down = vf_pick(vf_lt(max, round), vf_sub(round, span), round);
+            h->above = vc_add(h->above, vf_lt(max, r[i])), h->below = vc_add(h->below, vf_lt(r[i], min));
+            h->far = vf_max(vf_abs(r[i]), h->far);
+            r[i] = vf_pick(vf_lt(down, min), vf_add(down, span), down);
+        }
+    } else if (form != FIXED_SUMS && f->edge < INFINITY)
+        EACH {
+            const vm high = vm_and(vf_lt(max, r[i]), vf_le(r[i], edge)), low = vm_and(vf_lt(r[i], min), vf_le(vf_neg(edge), r[i]));
+            h->above = vc_add(h->above, high), h->below = vc_add(h->below, low);
+            r[i] = vf_pick(high, above, vf_pick(low, below, r[i]));
+        }
+    else
+        EACH {
+            const vm high = vf_lt(max, r[i]), low = vf_lt(r[i], min);
+            h->above = vc_add(h->above, high), h->below = vc_add(h->below, low);
+            r[i] = vf_pick(high, above, vf_pick(low, below, r[i]));
+        }
+    if (form != FIXED_SUMS && f->takes_nan) EACH r[i] = vf_pick(vf_le(r[i], vf_set(INFINITY)), r[i], vf_set(0.0f));
+    if (form != FIXED_SUMS && f->takes_infinity) EACH r[i] = vf_pick(vf_le(vf_abs(r[i]), vf_set(FLT_MAX)), r[i], vf_set(NAN));
 }
 
 INLINE void ranged(vf *r, const range *f, const int form, const int watching, events *h) {
@@ -199,7 +207,7 @@ INLINE void ranged(vf *r, const range *f, const int form, const int watching, ev
             r[i] = vf_sub(kept, origin);
         }
     else
-        EACH r[i] = in_narrow_range(r[i], f, form, h);
+        in_narrow_range(r, f, form, h);
 }
 
 INLINE void round_products(vf *p, const vf *w, float factor, const lanes *f, const range *limit, const int mode, const int form,
