@@ -314,12 +314,12 @@ typedef struct {
     range limit[3];
     ranged_place last; /* the accumulator */
     int mode, innocuous, within[3], exact_below, exact_last; /* exact: sums below the normal range; in the accumulator */
-    int last_safe;
+    int last_safe, last_narrow; /* the accumulator stays in its range; leaves it, all in float32 */
 } operations;
 
-/* What happened to one vector's rows; the accumulator's: `last`, where it is watched. */
+/* What happened to one vector's rows; the accumulator's: `last`, unless that is narrow. */
 typedef struct {
-    events place[2];
+    events place[3];
     happened last;
 } passed;
 
@@ -390,6 +390,12 @@ INLINE void one_sub_vector(const waiting *before, const waiting *now, const floa
 #undef PRODUCTS_OF
 #undef SUMS_WATCHING
 #undef SUMS_OF
+    if (form == FIXED_SUMS && o->last_narrow) {
+        fetch(c, before->acc), fetch(d, before->level);
+        round_sums(c, d, NULL, &o->limit[ACCUMULATOR], mode, form, 1, LIMITS, NULL, before->seen_here->place + ACCUMULATOR);
+        put(before->acc, c);
+        return;
+    }
     if (watching && !o->last_safe) {
         accumulate(before->acc, before->level, o, mode, form, watching, before->key_a, before->key_b, before->n + 31, &before->seen_here->last);
         return;
@@ -475,8 +481,10 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
                    formats[ACCUMULATOR].places >= formats[TREE].places;
     for (int p = 0; p < 3; p++)
         o.place[p] = c->g->place[p], o.within[p] = c->g->within[p], o.limit[p] = range_of(formats + p, mode, c->flags & TAME);
+    const double room = ldexp(1.0, -formats[ACCUMULATOR].places) * (formats[ACCUMULATOR].overflow == WRAP ? 0x1p22 : 0x1p23);
+    o.last_narrow = !o.last_safe && o.limit[ACCUMULATOR].kind != AS_EVER && 2 * fmax(most_of(formats + TREE), most_of(formats + ACCUMULATOR)) <= room;
     /* the caller keeps products near, and sums of floats */
-    const double most = fmax(fmax(formats[PRODUCT].max, -formats[PRODUCT].min), fmax(formats[TREE].max, -formats[TREE].min));
+    const double most = fmax(most_of(formats + PRODUCT), most_of(formats + TREE));
     o.limit[TREE].may_be_far = form_of(formats) == FIXED_SUMS && 2 * most > o.limit[TREE].far;
     for (ptrdiff_t r = 0; r < c->count; r += LOCK_ROWS) {
         const int32_t *order = c->order + r;
@@ -488,7 +496,7 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
             if (!used) continue;
             for (ptrdiff_t u = 0; u < used; u++) {
                 gather_lanes(sums + u * LANES, a + place[u] * c->pitch, order);
-                seen_here[u] = (passed){{NO_EVENTS, NO_EVENTS}, NOTHING_HAPPENED};
+                seen_here[u] = (passed){{NO_EVENTS, NO_EVENTS, NO_EVENTS}, NOTHING_HAPPENED};
                 if (mode == STOCHASTIC)
                     lock_keys(key_a + u * LANES, key_b + u * LANES, c->step_keys[first + place[u]], order);
             }
@@ -515,7 +523,7 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
                 }
                 scatter_lanes(a + place[u] * c->pitch, sums + u * LANES, order);
                 if (!watching) continue;
-                for (int p = PRODUCT; p <= TREE; p++)
+                for (int p = PRODUCT; p <= ACCUMULATOR; p++)
                     told(vc_sum(h->place[p].above), vc_sum(h->place[p].below), vc_sum(h->place[p].underflow), formats + p, mode, c->n + p);
                 told(vn_sum(h->last.above), vn_sum(h->last.below), vn_sum(h->last.underflow), formats + ACCUMULATOR, mode, c->n + ACCUMULATOR);
             }
@@ -553,7 +561,8 @@ GENERAL_ROWS(rows_innocuous_counted, NEAREST_EVEN, GRADUAL, 1, RANGE | COUNTS)
 void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const int32_t *order, ptrdiff_t count,
                         const float *x, float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv,
                         const uint32_t *step_keys, ptrdiff_t first_sub, int watching, seen *n) {
-    const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n, watching & ~(RANGE | COUNTS | LIMITS)};
+    const int looking = watching & (RANGE | COUNTS | LIMITS), flags = (watching & (COUNTS | LIMITS)) / COUNTS;
+    const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n, watching & ~looking};
     /* by COUNTS and LIMITS; fixed point is always watched somewhat */
 #define FORMS(name)                                                                      \
     {{name##_ranged, name##_counted, name##_limited, name##_watched},                    \
@@ -563,15 +572,15 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
 #undef FORMS
     static rows_of *const free_run[] = {rows_nearest_free, rows_away_free, rows_zero_free, rows_up_free, rows_down_free, rows_stochastic_free};
     static rows_of *const innocuous[] = {rows_innocuous_ranged, rows_innocuous_counted};
-    const int fixed = form_of(u[order[0] & 3].place) == FIXED_SUMS, flags = (watching & (COUNTS | LIMITS)) / COUNTS;
+    const int fixed = form_of(u[order[0] & 3].place) == FIXED_SUMS;
     const unsigned before = turned(g->mode);
     if (g->mode == STOCHASTIC && !flags && !g->narrows)
         rows_drawn(&c);
     else if (g->mode == STOCHASTIC && !flags && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
         rows_drawn_flushed(&c);
     else if (g->mode == NEAREST_EVEN && g->innocuous && !fixed && !(watching & LIMITS))
-        (watching ? innocuous[flags] : rows_innocuous_free)(&c);
-    else if (watching || fixed)
+        (looking ? innocuous[flags] : rows_innocuous_free)(&c);
+    else if (looking || fixed)
         run[g->mode][fixed][flags](&c);
     else
         free_run[g->mode](&c);

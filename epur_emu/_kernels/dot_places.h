@@ -64,6 +64,9 @@ typedef struct {
 
 #define FAR 0x1p50 /* codes that `(v + M) - M` still rounds to integers */
 
+/* The largest magnitude. */
+static inline double most_of(const fmt *f) { return fmax(f->max, -f->min); }
+
 /* What results beyond the largest value become, of either sign. */
 static inline double beyond_max(const fmt *f, int mode, int negative) {
     const int stops = mode == TOWARD_ZERO || mode == (negative ? UPWARD : DOWNWARD);

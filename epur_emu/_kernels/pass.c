@@ -229,7 +229,7 @@ static void some_rows(void *call, int part, int parts) {
     products *c = call;
     const pass *p = c->p;
     const int counts = p->counted ? COUNTS : NOTHING;
-    const int watching[WAYS] = {[BY_GENERAL] = RANGE | TAME | COUNTS, [SAFELY] = NOTHING, [RANGED] = RANGE | TAME,
+    const int watching[WAYS] = {[BY_GENERAL] = RANGE | TAME | COUNTS, [SAFELY] = LAST_SAFE, [RANGED] = RANGE | TAME,
                                 [TAMED] = RANGE | LIMITS | TAME | LAST_SAFE, [TAMED_SUMS] = RANGE | LIMITS | TAME | counts,
                                 [LIMITED] = RANGE | LIMITS | counts,
                                 [BY_WIDE] = counts, [BEYOND] = LIMITS | counts, [TAMED_BEYOND] = LIMITS | TAME | counts};
