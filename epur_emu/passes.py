@@ -838,7 +838,7 @@ def _group(
         "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0] or exact_pairs, steps[1], steps[2] and steps[3]),
-        "narrows": not innocuous or flushes,
+        "narrows": not innocuous or flushes, "exact_products": _exact_products(a, operands),
         "limit": limit, "tree_limit": max(tree_limit, 0.0), "tame_limit": _tame_limit(a, step, near_zero),
         "wraps": any(map(_wraps, places[:2])), "wraps_far": not _near(a),
         "far": any(isinstance(f, FixedFormat) and f.max_code >= 2**22 - 1 for f in places[:2]),

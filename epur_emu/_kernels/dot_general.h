@@ -483,11 +483,11 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
     }
 }
 
-/* dot_stochastic.h */
-static void rows_drawn(const general_call *c);
-static void rows_drawn_flushed(const general_call *c);
-
 typedef void rows_of(const general_call *);
+/* dot_stochastic.h */
+static rows_of *drawn_narrow(const fmt *f, const general *g);
+static rows_of *drawn_wide(const fmt *f, const general *g);
+
 #define GENERAL_ROWS(name, mode, form, innocuous, watching) \
     static __attribute__((noinline)) void name(const general_call *c) { general_rows(c, mode, form, innocuous, watching); }
 #define GENERAL_MODE(name, mode)                                                                                                 \
@@ -523,12 +523,12 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
 #undef FORMS
     static rows_of *const free_run[] = {rows_nearest_free, rows_away_free, rows_zero_free, rows_up_free, rows_down_free, rows_stochastic_free};
     static rows_of *const innocuous[] = {rows_innocuous_ranged, rows_innocuous_counted};
-    const int fixed = form_of(u[order[0] & 3].place) == FIXED_SUMS, flags = (watching & (COUNTS | LIMITS)) / COUNTS;
+    const fmt *f = u[order[0] & 3].place;
+    const int fixed = form_of(f) == FIXED_SUMS, flags = (watching & (COUNTS | LIMITS)) / COUNTS;
+    rows_of *const drawn = flags ? NULL : drawn_narrow(f, g);
     const unsigned before = turned(g->mode);
-    if (g->mode == STOCHASTIC && !flags && !g->narrows)
-        rows_drawn(&c);
-    else if (g->mode == STOCHASTIC && !flags && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
-        rows_drawn_flushed(&c);
+    if (drawn)
+        drawn(&c);
     else if (g->mode == NEAREST_EVEN && g->innocuous && !fixed && !(watching & LIMITS))
         (watching ? innocuous[flags] : rows_innocuous_free)(&c);
     else if (watching || fixed)
