@@ -110,7 +110,7 @@ INLINE void DRAWN(call)(const general_call *c, const DRAWN(cuts) *k, const int p
             }
             if (used == 1 && c->m->store == HALF)
                 DRAWN(rows)(c, order, x, place, used, sums, top, key, next, fine, HALF, k, products, tree);
-            else if (used == 1 && c->m->store == TOP)
+            else if (used == 1 && c->m->store == TOP && DW == VW && tree != AS_SINGLE) /* others are as fast widened, nearly */
                 DRAWN(rows)(c, order, x, place, used, sums, top, key, next, fine, TOP, k, products, tree);
             else if (used)
                 DRAWN(rows)(c, order, x, place, used, sums, top, key, next, fine, WIDE, k, products, tree);

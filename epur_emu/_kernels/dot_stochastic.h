@@ -177,6 +177,8 @@ typedef struct {
 
 #define MOST_DRAWN 21 /* bits: up to there a random word's upper 12 bits stand below a result's last place without being moved down */
 
+#define SELDOM_BELOW -30 /* exponent: products below 2^this are so rare that the processor's slow subnormals cost nothing */
+
 #define DRAWN(name) drawn_##name##_wide
 #define DW VD
 #define dreal double
@@ -286,6 +288,7 @@ static inline int goes_on(const fmt *f, const fmt *to) {
 static rows_of *drawn_wide(const fmt *f, const general *g) {
     const fmt *product = f + PRODUCT, *tree = f + TREE, *acc = f + ACCUMULATOR;
     if (g->mode != STOCHASTIC || product->kind != FLOAT || product->places >= MOST_DRAWN) return NULL;
+    if (product->subnormal && product->min_exp > SELDOM_BELOW) return NULL;
     if (tree->kind == FIXED && acc->kind == FIXED)
         return product->subnormal && tree->codes <= 0x1p40 && tree->places <= 40 && acc->places >= tree->places && acc->min < 0
                    ? rows_drawn_wide_fixed
