@@ -918,7 +918,8 @@ def _lanes_limit(a: Arithmetic) -> float:
             bits = sum(_precision(_multiplicand(f, a.product)) for f in (a.weight, a.input))
             limit = min(limit, (2.0 ** (22 if bits <= 24 else 12) - 2) * _unit(a.product))
         if isinstance(a.tree, FixedFormat) and _precision(a.tree) > NARROW and not _exact_sums(a):
-            limit = min(limit, (2.0**12 - 2) * _unit(a.tree))
+            # Sums of products are float32 values up to 2^24 places of these, sums of sums in any case.
+            limit = min(limit, max((2.0**12 - 2) * _unit(a.tree), 2.0**24 * _unit(a.product)))
     return limit
 
 
