@@ -467,8 +467,8 @@ RANGES = (
 #: Stochastic mixes by bits in lanes of either width, the tree and accumulator beside the product.
 DRAWN = (
     *((name, name, name, path) for name, path in (
-        ("e6m14", "wide"), ("e6m14-nosub", "wide"), ("e8m20", "wide"), ("e8m20-nosub", "wide"), ("e5m12", "wide"),
-        ("fp32", "general"),
+        ("e6m14", "wide"), ("e6m14-nosub", "wide"), ("e8m20", "wide"), ("e8m20-nosub", "wide"),
+        ("e5m12", "wide"), ("fp32", "general"),
     )),
     *((name, "fp32", "fp32", "general") for name in ("fp16", "bf16", "tf32", "q5.12", "e4m3", "fp16-nosub")),
     ("bf16", "q7.16", "q7.16", "general"), ("fp16", "q7.16", "q7.16", "general"),
