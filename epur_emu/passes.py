@@ -838,7 +838,7 @@ def _group(
         "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0] or exact_pairs, steps[1], steps[2] and steps[3]),
-        "narrows": not innocuous or flushes,
+        "narrows": not innocuous or flushes, "exact_products": _exact_products(a, operands),
         "limit": limit, "tree_limit": max(tree_limit, 0.0), "tame_limit": _tame_limit(a, step, near_zero),
         "wraps": any(map(_wraps, places[:2])), "wraps_far": not _near(a),
         "far": any(isinstance(f, FixedFormat) and f.max_code >= 2**22 - 1 for f in places[:2])
@@ -917,7 +917,8 @@ def _lanes_limit(a: Arithmetic) -> float:
             bits = sum(_precision(_multiplicand(f, a.product)) for f in (a.weight, a.input))
             limit = min(limit, (2.0 ** (22 if bits <= 24 else 12) - 2) * _unit(a.product))
         if isinstance(a.tree, FixedFormat) and _precision(a.tree) > NARROW and not _exact_sums(a):
-            limit = min(limit, (2.0**12 - 2) * _unit(a.tree))
+            # Sums of products are float32 values up to 2^24 places of these, sums of sums in any case.
+            limit = min(limit, max((2.0**12 - 2) * _unit(a.tree), 2.0**24 * _unit(a.product)))
     return limit
 
 

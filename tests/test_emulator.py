@@ -466,6 +466,34 @@ RANGES = (
 )  # fmt: skip
 
 
+#: Stochastic mixes by bits in lanes of either width, the tree and accumulator beside the product.
+DRAWN = (
+    *((name, name, name, path) for name, path in (
+        ("e6m14", "wide"), ("e6m14-nosub", "wide"), ("e8m20", "wide"), ("e8m20-nosub", "wide"),
+        ("e5m12", "wide"), ("fp32", "general"),
+    )),
+    *((name, "fp32", "fp32", "general") for name in ("fp16", "bf16", "tf32", "q5.12", "e4m3", "fp16-nosub")),
+    ("bf16", "q7.16", "q7.16", "general"), ("fp16", "q7.16", "q7.16", "general"),
+    ("e6m14", "q3.8", "q7.16", "wide"),
+    ("bf16", "e8m14", "e8m18", "wide"), ("e6m10-nosub", "e6m14-nosub", "e8m18-nosub", "wide"),
+    ("e6m14-nosub", "e8m20", "e8m20", "wide"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("product", "tree", "accumulator", "path"), DRAWN)
+@pytest.mark.parametrize("operand", ["fp16", "fp32"])
+@settings(deadline=None, max_examples=8)
+@given(seed=st.integers(0, 2**31), inputs=st.integers(1, 70), scale=st.sampled_from([2.0**-7, 0.1, 1.0]),
+       x_scale=st.sampled_from([1e-12, 0.01, 1.0, 30.0]), order=st.sampled_from(ORDERS))  # fmt: skip
+def test_stochastic_by_bits(product, tree, accumulator, path, operand, seed, inputs, scale, x_scale, order):
+    """Products, trees and sums of all forms that add the random number to bits."""
+    places = {"product": product, "tree": tree, "accumulator": accumulator, "partial": accumulator}
+    a = replace(mixed(weight=operand, input=operand, **places), rounding="stochastic", seed=seed)
+    case = usual(seed, inputs=inputs, scale=scale, x_scale=x_scale)
+    assert engine(case.layer, a, count=False)._packed["pass"].paths == (path,)
+    check(case, a, order)
+
+
 @pytest.mark.parametrize(("a", "path"), RANGES)
 @pytest.mark.parametrize("scale", [2.0**-6, 4.0])
 def test_results_beyond_the_range(a, path, scale):

@@ -109,7 +109,7 @@ INLINE vf scale_in(vf v, const lanes *f, const int mode, const int form, const i
 typedef struct {
     vk key, word;
 } drawer;
-INLINE vf drawn(drawer *d, float one) {
+INLINE vf draw(drawer *d, float one) {
     const vk word = d->word;
     d->word = vk_add(word, d->key);
     return vf_random(word, one);
@@ -118,7 +118,7 @@ INLINE vf drawn(drawer *d, float one) {
 /* What is added to v before it is cut; the products are exact. */
 INLINE vf shifted(vf v, vf scale, const lanes *f, const int mode, drawer *d) {
     if (mode == NEAREST_AWAY) return vf_fma(scale, vf_set(f->half), v);
-    if (mode == STOCHASTIC) return vf_fma(scale, drawn(d, f->one), v);
+    if (mode == STOCHASTIC) return vf_fma(scale, draw(d, f->one), v);
     return v;
 }
 
@@ -133,7 +133,7 @@ INLINE vf scaled_to_units(vf v, vf scale, const lanes *f, const int mode, drawer
  * With LIMITS r may not be finite, and then stays as it is. */
 INLINE vf single_of(vf r, vf rest, const int mode, const int watching, drawer *d) {
     const vf scale = vf_and(r, vf_set(-INFINITY)); /* exponent and sign */
-    const vf part = mode == NEAREST_AWAY ? vf_set(0x1p-24f) : drawn(d, 0x1p-23f);
+    const vf part = mode == NEAREST_AWAY ? vf_set(0x1p-24f) : draw(d, 0x1p-23f);
     const vf more = vf_fma(scale, part, rest), next = vf_add(r, mode == NEAREST_AWAY ? more : vf_fnma(scale, vf_set(0x1p-23f), more));
     return watching & LIMITS ? vf_pick(vf_le(vf_abs(r), vf_set(FLT_MAX)), next, r) : next;
 }
@@ -531,11 +531,11 @@ INLINE void general_rows(const general_call *c, const int mode, const int form, 
     }
 }
 
-/* dot_stochastic.h */
-static void rows_drawn(const general_call *c);
-static void rows_drawn_flushed(const general_call *c);
-
 typedef void rows_of(const general_call *);
+/* dot_stochastic.h */
+static rows_of *drawn_narrow(const fmt *f, const general *g);
+static rows_of *drawn_wide(const fmt *f, const general *g);
+
 #define GENERAL_ROWS(name, mode, form, innocuous, watching) \
     static __attribute__((noinline)) void name(const general_call *c) { general_rows(c, mode, form, innocuous, watching); }
 #define GENERAL_MODE(name, mode)                                                                                                 \
@@ -572,12 +572,12 @@ void LEVEL(dot_general)(const matrix *m, const general *g, const unit *u, const 
 #undef FORMS
     static rows_of *const free_run[] = {rows_nearest_free, rows_away_free, rows_zero_free, rows_up_free, rows_down_free, rows_stochastic_free};
     static rows_of *const innocuous[] = {rows_innocuous_ranged, rows_innocuous_counted};
-    const int fixed = form_of(u[order[0] & 3].place) == FIXED_SUMS;
+    const fmt *f = u[order[0] & 3].place;
+    const int fixed = form_of(f) == FIXED_SUMS;
+    rows_of *const drawn = flags ? NULL : drawn_narrow(f, g);
     const unsigned before = turned(g->mode);
-    if (g->mode == STOCHASTIC && !flags && !g->narrows)
-        rows_drawn(&c);
-    else if (g->mode == STOCHASTIC && !flags && g->innocuous && g->place[PRODUCT].mask) /* then all are floats */
-        rows_drawn_flushed(&c);
+    if (drawn)
+        drawn(&c);
     else if (g->mode == NEAREST_EVEN && g->innocuous && !fixed && !(watching & LIMITS))
         (looking ? innocuous[flags] : rows_innocuous_free)(&c);
     else if (looking || fixed)

@@ -137,9 +137,12 @@ void LEVEL(dot_wide)(const matrix *m, const general *g, const unit *u, const int
                      float *acc, ptrdiff_t pitch, const uint8_t *take, ptrdiff_t nv, const uint32_t *step_keys,
                      ptrdiff_t first_sub, int watching, seen *n) {
     const general_call c = {m, g, u, order, count, pitch, nv, first_sub, x, acc, take, step_keys, n, watching & TAME};
-    lock_of *const run = wide_form(u[order[0] & 3].place, g, g->innocuous, watching);
+    const fmt *f = u[order[0] & 3].place;
+    lock_of *const run = wide_form(f, g, g->innocuous, watching);
+    rows_of *const drawn = watching ? NULL : drawn_wide(f, g);
     const unsigned before = turned(g->mode);
-    for (ptrdiff_t r = 0; r < count; r += LOCK_ROWS)
+    if (drawn) drawn(&c);
+    for (ptrdiff_t r = 0; r < count && !drawn; r += LOCK_ROWS)
         for (ptrdiff_t first = 0; first < nv; first += TILE) {
             ptrdiff_t place[TILE];
             const ptrdiff_t used = taken_of(take, first, nv, place);

@@ -41,7 +41,7 @@ cdef extern from * nogil:
         float least, half, magic, max, normal, flush, one
     ctypedef struct general:
         lanes place[3]
-        int mode, innocuous, narrows
+        int mode, innocuous, narrows, exact_products
         int within[3]
     ctypedef struct operand:
         int kind
@@ -291,6 +291,7 @@ cdef class Pass:
             g.general.place[k] = lanes_of(values["lanes"][k])
             g.general.within[k] = values["within"][k]
         g.general.mode, g.general.innocuous, g.general.narrows = values["mode"], values["innocuous"], values["narrows"]
+        g.general.exact_products = values["exact_products"]
         g.tame_limit, g.wraps, g.wraps_far = values["tame_limit"], values["wraps"], values["wraps_far"]
         g.far = values["far"]
         g.limit, g.tree_limit, g.lanes_limit = values["limit"], values["tree_limit"], values["lanes_limit"]

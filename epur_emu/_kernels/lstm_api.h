@@ -42,6 +42,7 @@ typedef struct {
     int innocuous; /* nearest even: whether all sums may be rounded to float32 first; */
     int within[3]; /* those of products, of a tree's sums, in the accumulator */
     int narrows;   /* whether a sum below the normal range may be inexact */
+    int exact_products; /* whether their format holds all of them */
 } general;
 
 /* What `dot_general` and `dot_wide` look out for, flags: whether the accumulator leaves its range (`dot_wide`: always), underflows, whether

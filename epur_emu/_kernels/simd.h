@@ -17,13 +17,15 @@
  *   vf_odd(a, b)      the neighbour of a + b with an odd last bit if that is not exact (AVX-512 only)
  *   vf_random(word, one)  1 + R / 2^12 times the power of two `one`, R the upper 12 bits of a random word
  *   vf_within(a, m, b)  the bits of a in m, and those of b
- *   vk_...            integers of 32 bits; vk_down(a, by) shifts right;  vk_of, vf_of  the same bits as the other kind
+ *   vk_...            integers of 32 bits; vk_down(a, by) and vk_up shift;  vk_of, vf_of  the same bits as the other kind
  *   vf_normal(v)      v, or 0 where it is subnormal, between `flushing`, whose result goes to `flushing_no_more`, and that
  *   vd_..., ve_...    VD doubles and as many words of 32 bits: vd_load, vd_store from and to floats, vd_get, vd_put as they are;
  *                     vd_flushed(r, least) r, or 0 if |r| is below (not-a-number stays); vd_of(e) of integers; ve_down(a) the upper 12 bits;
  *                     vd_odd(a, b) as vf_odd; vdm, vd_lt, ... masks: vd_pick(m, a, b) a where it is
  *                     vd_whole(a) to the nearest whole number whatever the direction; vd_power(k) 2^k; vd_index(a) of whole numbers;
  *                     vd_gather(p, e) the doubles at p + e; vdm masks; vd_beyond(a, most) where not |a| <= most; vd_only(m, a) a, else 0;
+ *                     vd_half, vd_top  of codes, as vf_half, vf_top
+ *   vw_...            VD integers of 64 bits, likewise: vw_of, vd_as  the same bits; vw_some(a, bits, mask) a & mask where a has some of `bits`, else 0
  *                     vd_below(v, r, normal, whole) which |v| != |r| are below normal where r's bits in `whole` are 0
  *   vc_add(n, m)      n plus one in each lane set in a mask; vc_sum(n) the sum of the lanes; vn_add, vn_sum likewise of masks vdm
  */
@@ -157,6 +159,7 @@ typedef __m256i vk;
 #define vk_mul(a, b) _mm256_mullo_epi32(a, b)
 #define vk_and(a, b) _mm256_and_si256(a, b)
 #define vk_down(a, by) _mm256_srlv_epi32(a, by)
+#define vk_up(a, by) _mm256_slli_epi32(a, by)
 #define vk_of(v) _mm256_castps_si256(v)
 #define vf_of(v) _mm256_castsi256_ps(v)
 #define vf_within(a, m, b) vf_or(vf_and(a, m), b)
@@ -179,6 +182,23 @@ typedef __m128i ve;
 #define vd_abs(a) _mm256_andnot_pd(_mm256_set1_pd(-0.0), a)
 #define vd_flushed(r, least) _mm256_and_pd(r, _mm256_cmp_pd(vd_abs(r), least, _CMP_NLT_UQ))
 #define vd_of(e) _mm256_cvtepi32_pd(e)
+#define vd_half(p) _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(p))))
+#define vd_top(p) \
+    _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)(p))), 16)))
+typedef __m256i vw;
+#define vw_load(p) _mm256_loadu_si256((const __m256i *)(p))
+#define vw_store(p, a) _mm256_storeu_si256((__m256i *)(p), a)
+#define vw_set(s) _mm256_set1_epi64x((int64_t)(s))
+#define vw_add(a, b) _mm256_add_epi64(a, b)
+#define vw_and(a, b) _mm256_and_si256(a, b)
+#define vw_up(a, by) _mm256_slli_epi64(a, by)
+#define vw_up_by(a, by) _mm256_sllv_epi64(a, by)
+#define vw_down(a, by) _mm256_srlv_epi64(a, by)
+#define vw_of(v) _mm256_castpd_si256(v)
+#define vd_as(a) _mm256_castsi256_pd(a)
+static inline vw vw_some(vw a, vw bits, vw mask) {
+    return _mm256_andnot_si256(_mm256_cmpeq_epi64(_mm256_and_si256(a, bits), _mm256_setzero_si256()), _mm256_and_si256(a, mask));
+}
 #define vd_sub(a, b) _mm256_sub_pd(a, b)
 #define vd_div(a, b) _mm256_div_pd(a, b)
 #define vd_min(a, b) _mm256_min_pd(a, b)
@@ -305,6 +325,7 @@ typedef __m512i vk;
 #define vk_mul(a, b) _mm512_mullo_epi32(a, b)
 #define vk_and(a, b) _mm512_and_si512(a, b)
 #define vk_down(a, by) _mm512_srlv_epi32(a, by)
+#define vk_up(a, by) _mm512_slli_epi32(a, by)
 #define vf_within(a, m, b) vf_of(_mm512_ternarylogic_epi32(vk_of(a), vk_of(m), vk_of(b), 0xea))
 #define vf_random(word, one) vf_within(vf_of(_mm512_srli_epi32(word, 9)), vf_of(vk_set(0x7ff800)), vf_set(one))
 static inline vf vf_odd(vf a, vf b) {
@@ -330,6 +351,21 @@ typedef __m256i ve;
 #define vd_abs(a) _mm512_abs_pd(a)
 #define vd_flushed(r, least) _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(vd_abs(r), least, _CMP_NLT_UQ), r)
 #define vd_of(e) _mm512_cvtepi32_pd(e)
+#define vd_half(p) _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
+#define vd_top(p) \
+    _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16)))
+typedef __m512i vw;
+#define vw_load(p) _mm512_loadu_si512(p)
+#define vw_store(p, a) _mm512_storeu_si512(p, a)
+#define vw_set(s) _mm512_set1_epi64((int64_t)(s))
+#define vw_add(a, b) _mm512_add_epi64(a, b)
+#define vw_and(a, b) _mm512_and_si512(a, b)
+#define vw_up(a, by) _mm512_slli_epi64(a, by)
+#define vw_up_by(a, by) _mm512_sllv_epi64(a, by)
+#define vw_down(a, by) _mm512_srlv_epi64(a, by)
+#define vw_of(v) _mm512_castpd_si512(v)
+#define vd_as(a) _mm512_castsi512_pd(a)
+#define vw_some(a, bits, mask) _mm512_maskz_and_epi64(_mm512_test_epi64_mask(a, bits), a, mask)
 #define vd_sub(a, b) _mm512_sub_pd(a, b)
 #define vd_div(a, b) _mm512_div_pd(a, b)
 #define vd_min(a, b) _mm512_min_pd(a, b)

@@ -369,6 +369,22 @@ static inline simde__m512d portable_blend_pd(simde__mmask8 k, simde__m512d a, si
 #undef _mm512_slli_epi64
 #define _mm512_slli_epi64(a, by) portable_slli64(a, by)
 #define _mm512_set1_epi64(v) portable_set64(v)
+INTEGER_HALVES(portable_add64, _mm256_add_epi64)
+INTEGER_HALVES(portable_sllv64, _mm256_sllv_epi64)
+INTEGER_HALVES(portable_srlv64, _mm256_srlv_epi64)
+static inline simde__m512i portable_and_some64(simde__mmask8 k, simde__m512i a, simde__m512i b) {
+    simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);
+    for (int i = 0; i < 8; i++) x.u64[i] = k >> i & 1 ? x.u64[i] & y.u64[i] : 0;
+    return simde__m512i_from_private(x);
+}
+#undef _mm512_add_epi64
+#define _mm512_add_epi64(a, b) portable_add64(a, b)
+#undef _mm512_sllv_epi64
+#define _mm512_sllv_epi64(a, by) portable_sllv64(a, by)
+#undef _mm512_srlv_epi64
+#define _mm512_srlv_epi64(a, by) portable_srlv64(a, by)
+#undef _mm512_maskz_and_epi64
+#define _mm512_maskz_and_epi64(k, a, b) portable_and_some64(k, a, b)
 #define _mm512_test_epi64_mask(a, b) portable_test64(a, b)
 #define _mm512_mask_blend_pd(k, a, b) portable_blend_pd(k, a, b)
 #define _mm512_abs_pd(a) portable_abs_pd(a)
