@@ -515,7 +515,7 @@ def test_results_beyond_the_range(a, path, scale):
         mixed(product="q7.16", tree="q7.16", accumulator="fp32"),
         mixed(product="e2m5", tree="q7.16", accumulator="uq3.4"),
         *every("fp32", modes=("nearest-away", "stochastic")),
-        replace(KEPT, overrides=(Override("pass", "i", tuple((place, parse("q23.0")) for place in PLACES[2:5])),)),
+        replace(KEPT, overrides=(Override("pass", "i", tuple((p, parse("q23.0")) for p in PLACES[2:5])),)),
     ],
     ids=label,
 )  # fmt: skip
