@@ -12,10 +12,10 @@
  *                  the chain and nothing is watched, `dot_stochastic.h` does this on the bits.
  * The unit follows from the exponent of v rounded to float32: where that is one too large, v rounds to a power of two anyway.
  *
- * What is beyond a place's range becomes what the format says, where the caller does not know that nothing is: in products and tree as they
- * are; the accumulator then goes in float64 (`dot_places.h`). Codes that wrap from beyond 2^21, of more than 2^22 codes from beyond 2^22,
- * are left to `dot_wide.h`. No finite result must leave 2^100, nor one of fixed point of 23 bits and more 2^22 units, and no product may
- * underflow in float32: the caller proves it.
+ * What is beyond a place's range becomes what the format says, where the caller does not know that nothing is: in products and tree as
+ * they are; the accumulator then goes in float64 (`dot_places.h`), unless sums are exact and short. Codes that wrap from beyond 2^21, of
+ * more than 2^22 codes from beyond 2^22, are left to `dot_wide.h`. No finite result must leave 2^100, nor one of fixed point of 23 bits and
+ * more 2^22 units, and no product may underflow in float32: the caller proves it.
  */
 
 #if defined(LEVEL_SCALAR)
