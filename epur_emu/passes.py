@@ -832,13 +832,14 @@ def _group(
         least_product = 2.0 ** (bits - 2 - 149)
     normal = float(getattr(a.product, "min_normal", 0))
     exact_pairs = 2 * float(a.product.max) <= 2.0**24 * _unit(a.product)  # sums of two are float32 values
-    product = 0.0 if a.product == FP32 or _exact_products(a, operands) else order_of[0]
+    exact_products = _exact_products(a, operands)
+    product = 0.0 if a.product == FP32 or exact_products else order_of[0]
     return group | {
         "path": path, "w": [p.fields for p in packed], "w_x": packed[0],
         "lanes": [f or (0.0,) * 8 for f in lanes],
         "mode": MODES.index(a.rounding), "innocuous": innocuous,
         "within": (steps[0] or exact_pairs, steps[1], steps[2] and steps[3]),
-        "narrows": not innocuous or flushes, "exact_products": _exact_products(a, operands),
+        "narrows": not innocuous or flushes, "exact_products": exact_products,
         "limit": limit, "tree_limit": max(tree_limit, 0.0), "tame_limit": _tame_limit(a, step, near_zero),
         "wraps": any(map(_wraps, places[:2])), "wraps_far": not _near(a),
         "far": any(isinstance(f, FixedFormat) and f.max_code >= 2**22 - 1 for f in places[:2])

@@ -128,13 +128,18 @@ INLINE vf scaled_to_units(vf v, vf scale, const lanes *f, const int mode, drawer
     return vf_fnma(scale, back, vf_fma(scale, magic, shifted(v, scale, f, mode, d)));
 }
 
-/* To float32 itself, of r, which the processor cut from v, and v - r, which it cut too: that, and half or a random part of r's last
- * place, make one more place if they reach one. Only where r is normal is v - r not 0.
- * With LIMITS r may not be finite, and then stays as it is. */
+/* What a + b lost by being cut to s. */
+INLINE vf cut_off(vf a, vf b, vf s) { return vf_add(vf_sub(vf_larger(a, b), s), vf_smaller(a, b)); }
+
+/* To float32 itself, of r, which the processor cut from v, and v - r, which it cut too: that, and half or a random part (one place too
+ * much) of r's last place, make one more place if they reach one. Only where r is normal is v - r not 0. */
+INLINE vf single_by(vf r, vf rest, vf part, const int mode) {
+    const vf scale = vf_and(r, vf_set(-INFINITY)), more = vf_fma(scale, part, rest); /* exponent and sign */
+    return vf_add(r, mode == NEAREST_AWAY ? more : vf_fnma(scale, vf_set(0x1p-23f), more));
+}
+/* With LIMITS r may not be finite, and then stays as it is. */
 INLINE vf single_of(vf r, vf rest, const int mode, const int watching, drawer *d) {
-    const vf scale = vf_and(r, vf_set(-INFINITY)); /* exponent and sign */
-    const vf part = mode == NEAREST_AWAY ? vf_set(0x1p-24f) : draw(d, 0x1p-23f);
-    const vf more = vf_fma(scale, part, rest), next = vf_add(r, mode == NEAREST_AWAY ? more : vf_fnma(scale, vf_set(0x1p-23f), more));
+    const vf next = single_by(r, rest, mode == NEAREST_AWAY ? vf_set(0x1p-24f) : draw(d, 0x1p-23f), mode);
     return watching & LIMITS ? vf_pick(vf_le(vf_abs(r), vf_set(FLT_MAX)), next, r) : next;
 }
 
@@ -266,10 +271,7 @@ INLINE void round_sums(vf *a, const vf *b, const lanes *f, const range *limit, c
             lost |= vm_any(vf_ne(e[i], zero));
         }
     if (single && (mode == NEAREST_AWAY || mode == STOCHASTIC))
-        EACH {
-            const vf rest = vf_add(vf_sub(vf_larger(a[i], b[i]), s[i]), vf_smaller(a[i], b[i]));
-            r[i] = single_of(s[i], rest, mode, watching, d + i);
-        }
+        EACH r[i] = single_of(s[i], cut_off(a[i], b[i], s[i]), mode, watching, d + i);
     else if (single)
         EACH r[i] = s[i];
     else

@@ -44,10 +44,7 @@ static inline cut cut_of(const fmt *f) {
     return (cut){vk_set(9 + f->places), vk_set(rest & ~spare), vk_set(~rest), vf_set(f->subnormal ? 0.0f : ldexpf(1.0f, f->min_exp))};
 }
 
-INLINE vf single_drawn(vf r, vf rest, vk random) {
-    const vf scale = vf_and(r, vf_set(-INFINITY)), more = vf_fma(scale, vf_random(random, 0x1p-23f), rest);
-    return vf_add(r, vf_fnma(scale, vf_set(0x1p-23f), more));
-}
+INLINE vf single_drawn(vf r, vf rest, vk random) { return single_by(r, rest, vf_random(random, 0x1p-23f), STOCHASTIC); }
 
 #define DRAWN(name) drawn_##name##_narrow
 #define DW VW
@@ -86,7 +83,7 @@ INLINE vf DRAWN(sum)(vf a, vf b, const drawn_cuts_narrow *k, const int sums, con
     const vk random = DRAWN(drawn)(next, key);
     const cut *to = n < 15 ? &k->tree : &k->acc;
     const vf s = vf_add(a, b);
-    if (sums == AS_SINGLE) return single_drawn(s, vf_add(vf_sub(vf_larger(a, b), s), vf_smaller(a, b)), random);
+    if (sums == AS_SINGLE) return single_drawn(s, cut_off(a, b, s), random);
     const vk part = vk_and(vk_down(random, to->down), to->random);
     return flushed(vf_of(vk_and(vk_add(vk_of(s), part), to->whole)), to->flush, sums == FLUSHED_BITS);
 }
